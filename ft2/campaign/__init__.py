@@ -1,0 +1,19 @@
+"""Golden runs, trials and outcomes. Knows models, faults and protections; knows no pytest."""
+
+from ft2.campaign.golden import Golden, Macs, Recorder
+from ft2.campaign.outcome import Outcome, is_harness_error, outcome_of
+from ft2.campaign.randomness import preserved_randomness, seed_everything
+from ft2.campaign.run import Run, RunSpec
+
+__all__ = [
+    "Golden",
+    "Macs",
+    "Outcome",
+    "Recorder",
+    "Run",
+    "RunSpec",
+    "is_harness_error",
+    "outcome_of",
+    "preserved_randomness",
+    "seed_everything",
+]

@@ -1,0 +1,257 @@
+"""Record a run of a model: what it computed, what it said, and how long it took."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ft2.faults import Execution, Fault, Space, Step, format_of
+from ft2.forward import Call, Clock, Forward, Listener, Order, Tap, by_row, tap
+from ft2.layers import Projection, projections
+
+__all__ = ["Golden", "Macs", "Recorder"]
+
+Ranges = tuple[tuple[int, int, int], ...]
+
+
+@dataclass
+class Macs:
+    """Multiply-accumulate operations of a run, by what they were spent on."""
+
+    projections: int = 0
+    attention: int = 0
+    lm_head: int = 0
+
+    @property
+    def share_outside(self) -> float:
+        """The share that no fault can hit: attention's products and ``lm_head``."""
+        outside = self.attention + self.lm_head
+        return outside / (outside + self.projections) if outside else 0.0
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A run without a fault.
+
+    Attributes
+    ----------
+    space:
+        Every site of the run.
+    outputs:
+        What each call said: token ids, as ``generate`` returned them, or the most likely token of
+        each row after each forward of a loop by hand.
+    seconds:
+        Time spent in each step of `space`, in order.
+    macs:
+        Where the work went.
+    """
+
+    space: Space
+    outputs: tuple[tuple[Any, ...], ...]
+    seconds: tuple[float, ...]
+    macs: Macs
+
+    @property
+    def calls(self) -> int:
+        """How many calls of the model the run made."""
+        return len(self.outputs)
+
+    @property
+    def steps(self) -> int:
+        """How many steps its calls took together."""
+        return len(self.space.steps)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the calls, their shapes and what they said; not of times or rounding."""
+        shapes = [
+            (step.call, step.step, [(e.layer, e.first_position, e.real) for e in step.executions])
+            for step in self.space.steps
+        ]
+        text = json.dumps([shapes, self.outputs])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def weights(self, fault: Fault) -> dict[str, float]:
+        """Weigh a fault of this run under other measures of the space.
+
+        A trial drawn uniformly over steps and elements, counted with these weights, estimates the
+        rate under a measure by MACs (``macs``) or by time (``time``). Their mean is 1.
+
+        Raises
+        ------
+        ValueError
+            If the run has no such site.
+        """
+        step, execution = self.space.find(fault)
+        drawn = [other for other in self.space.steps if other.elements]
+        seconds = sum(
+            spent
+            for other, spent in zip(self.space.steps, self.seconds, strict=True)
+            if other.elements
+        )
+        spent = self.seconds[self.space.steps.index(step)]
+        by_macs = execution.macs * step.elements * len(drawn) / self.macs.projections
+        by_time = spent / seconds * len(drawn) if seconds else 1.0
+        return {"macs": by_macs, "time": by_time}
+
+
+@dataclass
+class _RunningStep:
+    executions: list[Execution] = field(default_factory=list)
+    positions: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Recorder(Listener):
+    """Records a model's calls from its making until :meth:`stop`.
+
+    Parameters
+    ----------
+    model:
+        The model; it must not be recorded twice at a time.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._calls: list[Call] = []
+        self._said: dict[Call, list[Any]] = {}
+        self._steps: dict[tuple[Call, int], _RunningStep] = {}
+        self._macs = Macs()
+        self._ranges: Ranges = ()
+        self._started = 0.0
+        self._attention = _attention_macs_per_context_token(model)
+        self._on_cuda = next(model.parameters()).is_cuda
+        self._clock = Clock.listen(model, self)
+        self._taps: list[Tap] = [
+            tap(model.get_submodule(each.name), Order.OBSERVE, self._observe(each))
+            for each in projections(model)
+        ]
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if head is not None:
+            self._taps.append(tap(head, Order.OBSERVE, self._observe_head(head)))
+
+    def stop(self) -> None:
+        """Stop recording, and leave the model as it was. Safe to call again."""
+        for each in self._taps:
+            each.remove()
+        if self._taps:
+            self._clock.dismiss(self._model, self)
+        self._taps = []
+
+    def golden(self) -> Golden:
+        """Return what was recorded."""
+        order = {call: index for index, call in enumerate(self._calls)}
+        steps = [
+            Step(order[call], step, tuple(running.executions))
+            for (call, step), running in self._steps.items()
+        ]
+        return Golden(
+            space=Space(tuple(steps)),
+            outputs=tuple(tuple(self._said[call]) for call in self._calls),
+            seconds=tuple(running.seconds for running in self._steps.values()),
+            macs=self._macs,
+        )
+
+    def forward_started(self, forward: Forward) -> None:
+        if forward.call not in self._said:
+            self._calls.append(forward.call)
+            self._said[forward.call] = []
+        self._steps.setdefault((forward.call, forward.step), _RunningStep())
+        self._ranges = _real_ranges(forward)
+        for _, start, stop in self._ranges:
+            contexts = (stop - start) * (2 * forward.cached + start + stop + 1) // 2
+            self._macs.attention += self._attention * contexts
+        self._started = self._now()
+
+    def forward_finished(self, forward: Forward, output: Any) -> None:
+        self._steps[forward.call, forward.step].seconds += self._now() - self._started
+        logits = getattr(output, "logits", None)
+        if forward.call.kind != "generate" and isinstance(logits, Tensor):
+            self._said[forward.call].append(logits[:, -1].argmax(-1).tolist())
+
+    def call_finished(self, call: Call) -> None:
+        said = getattr(call.result, "sequences", call.result)
+        if call in self._said and isinstance(said, Tensor):
+            self._said[call].extend(said.tolist())
+
+    def _observe(self, projection: Projection) -> Callable[[Tensor], Tensor]:
+        @torch.compiler.disable
+        def observe(output: Tensor) -> Tensor:
+            forward = self._clock.forward
+            tokens = by_row(output, forward).shape[1]
+            skipped = forward.tokens - tokens
+            running = self._steps[forward.call, forward.step]
+            first = running.positions.get(projection.name, 0)
+            running.positions[projection.name] = first + tokens
+            execution = Execution(
+                layer=projection.name,
+                columns=projection.out_features,
+                macs=projection.in_features,
+                encoding=format_of(output.dtype).name,
+                first_position=first,
+                tokens=tokens,
+                real=tuple(
+                    (row, max(start - skipped, 0), stop - skipped)
+                    for row, start, stop in self._ranges
+                    if stop > skipped
+                ),
+            )
+            running.executions.append(execution)
+            self._macs.projections += execution.elements * execution.macs
+            return output
+
+        return observe
+
+    def _observe_head(self, head: nn.Module) -> Callable[[Tensor], Tensor]:
+        features = int(getattr(head, "in_features", 0))
+
+        @torch.compiler.disable
+        def observe(output: Tensor) -> Tensor:
+            self._macs.lm_head += output.numel() * features
+            return output
+
+        return observe
+
+    def _now(self) -> float:
+        if self._on_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _real_ranges(forward: Forward) -> Ranges:
+    ended = forward.call.ended
+    over = ended.tolist() if ended is not None and ended.shape[0] == forward.rows else None
+    mask = None if forward.real is None else forward.real.tolist()
+    ranges: list[tuple[int, int, int]] = []
+    for row in range(forward.rows):
+        if over is not None and over[row]:
+            continue
+        if mask is None:
+            ranges.append((row, 0, forward.tokens))
+            continue
+        start = None
+        for token, real in enumerate([*mask[row], False]):
+            if real and start is None:
+                start = token
+            elif not real and start is not None:
+                ranges.append((row, start, token))
+                start = None
+    return tuple(ranges)
+
+
+def _attention_macs_per_context_token(model: nn.Module) -> int:
+    """MACs of all attention layers for one query and one key: its score and its weighted value."""
+    config = getattr(model, "config", None)
+    get = getattr(config, "get_text_config", None)
+    config = get() if get is not None else config
+    heads = getattr(config, "num_attention_heads", 0) or 0
+    hidden = getattr(config, "hidden_size", 0) or 0
+    head = getattr(config, "head_dim", None) or (hidden // heads if heads else 0)
+    return 2 * heads * head * (getattr(config, "num_hidden_layers", 0) or 0)

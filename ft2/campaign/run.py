@@ -1,0 +1,118 @@
+"""One run of the thing under test: what is attached to its model, and what was seen.
+
+A campaign's runs differ only in what is attached: a recorder, a fault, a protection, noise. Whoever
+runs the test attaches the run to the model as soon as there is one.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from torch import nn
+
+from ft2.campaign.golden import Golden, Recorder
+from ft2.campaign.noise import talk_noise
+from ft2.faults import Fault, Injection, inject
+from ft2.forward import Clock, Listener
+from ft2.layers import unwrap
+from ft2.protection import Protection, protect
+
+__all__ = ["Run", "RunSpec"]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What to attach.
+
+    Attributes
+    ----------
+    protection:
+        Name of the policy.
+    fault:
+        The fault to inject, if any.
+    record:
+        Whether to record what is computed.
+    noise:
+        Seed of the noise to put in place of the logits, if any.
+    """
+
+    protection: str = "none"
+    fault: Fault | None = None
+    record: bool = False
+    noise: int | None = None
+
+
+class Run(Listener):
+    """Attaches a :class:`RunSpec` to a model, and remembers the first error leaving the model.
+
+    Attributes
+    ----------
+    error:
+        The first exception that left a call of the model, or None.
+    injection:
+        What became of the fault, or None without one.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self.model: nn.Module | None = None
+        self.error: Exception | None = None
+        self.injection: Injection | None = None
+        self._protection: Protection | None = None
+        self._recorder: Recorder | None = None
+        self._attached = ExitStack()
+
+    def attach(self, model: nn.Module) -> None:
+        """Attach everything to `model`, in place of a model attached before.
+
+        Raises
+        ------
+        TypeError
+            If `model` is not a module.
+        ValueError
+            If the model has no layer for the fault or the protection.
+        """
+        model = unwrap(model)
+        if model is self.model:
+            return
+        self.detach()
+        self.model = model
+        with ExitStack() as attached:
+            clock = Clock.listen(model, self)
+            attached.callback(clock.dismiss, model, self)
+            if self.spec.record:
+                self._recorder = Recorder(model)
+                attached.callback(self._recorder.stop)
+            if self.spec.noise is not None:
+                attached.callback(talk_noise(model, self.spec.noise).remove)
+            if self.spec.protection != "none":
+                self._protection = attached.enter_context(
+                    protect(model, policy=self.spec.protection)
+                )
+            if self.spec.fault is not None:
+                self.injection = attached.enter_context(inject(model, self.spec.fault))
+            self._attached = attached.pop_all()
+
+    def detach(self) -> None:
+        """Leave the model as it was. What was seen can still be read. Safe to call again."""
+        self._attached.close()
+        self.model = None
+
+    def call_failed(self, error: Exception) -> None:
+        self.error = self.error or error
+
+    @property
+    def golden(self) -> Golden | None:
+        """What was recorded; None if nothing was to be, or no model was attached."""
+        return None if self._recorder is None else self._recorder.golden()
+
+    @property
+    def corrected(self) -> int:
+        """How many values the protection corrected."""
+        return 0 if self._protection is None else sum(self._protection.counts)
+
+    @property
+    def left_first_token(self) -> bool:
+        """Whether the protection protected anything after a first token."""
+        return self._protection is not None and self._protection.left_first_token

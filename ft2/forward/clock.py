@@ -1,0 +1,358 @@
+"""Tell which call and which step a model is computing, in ``generate`` and in loops by hand.
+
+In ``generate`` the steps are counted by the stopping criteria, which are asked once for every new
+token, however many forwards the prefill took. Elsewhere the cache tells: an empty one starts a
+call, further forwards of several tokens continue its first token, all else is a step.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import StoppingCriteriaList
+
+from ft2.forward.call import Call, Forward, Kind, Listener
+from ft2.forward.disguise import Disguise
+from ft2.layers import unwrap
+
+__all__ = ["Clock", "request"]
+
+
+class Clock:
+    """Announces the calls and forwards of one model to its listeners.
+
+    There is one clock a model, worn by the model (and its decoder stack, for callers that go past
+    the head) while anything listens. Use :meth:`listen`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.current: Forward | None = None
+        self.calls = 0
+        self._listeners: list[Listener] = []
+        self._lock = threading.RLock()
+        self._stacks = threading.local()
+        self._loops: list[tuple[weakref.ref[Any], Call]] = []
+        self._disguises = _disguises(self, model)
+
+    @classmethod
+    def listen(cls, model: nn.Module, listener: Listener) -> Clock:
+        """Announce the model's calls to `listener` until :meth:`dismiss`."""
+        clock = _CLOCKS.get(model)
+        if clock is None:
+            clock = _CLOCKS[model] = cls(model)
+        if not clock._listeners:
+            clock.calls = 0
+            clock._loops.clear()
+            # Sharding and parametrizing exchange a module's class too.
+            if [type(module) for module in _announcers(model)] != clock._classes:
+                clock._disguises = _disguises(clock, model)
+            for module, disguise in _worn(clock, model):
+                disguise.put_on(module)
+        clock._listeners.append(listener)
+        return clock
+
+    def dismiss(self, model: nn.Module, listener: Listener) -> None:
+        """Stop announcing to `listener`; the last one leaves the model as it was."""
+        self._listeners.remove(listener)
+        if not self._listeners:
+            for module, disguise in _worn(self, model):
+                disguise.take_off(module)
+
+    @property
+    def _classes(self) -> list[type]:
+        return [disguise.original for disguise in self._disguises]
+
+    @property
+    def forward(self) -> Forward:
+        """The forward being computed.
+
+        Raises
+        ------
+        RuntimeError
+            If a layer runs outside any forward that the clock has seen begin.
+        """
+        if self.current is None:
+            raise RuntimeError(
+                "a layer of the model ran outside a call that ft2 can see: call the model itself, "
+                "model(...) or model.generate(...), rather than model.forward(...) or a compiled "
+                "copy made of it before ft2 was attached"
+            )
+        return self.current
+
+    @contextmanager
+    def calling(self, kind: Kind) -> Generator[Call, None, None]:
+        """Announce one call that lasts as long as the context."""
+        call = self._new_call(kind)
+        stack = self._stack()
+        stack.append(call)
+        try:
+            yield call
+        except Exception as error:
+            # What a request holds is the caller's code; the model's own calls announce theirs.
+            if kind != "request":
+                self._failed(error)
+            raise
+        finally:
+            stack.pop()
+        for listener in tuple(self._listeners):
+            listener.call_finished(call)
+
+    # The clock is bookkeeping in Python: it stays out of compiled graphs, the forward does not.
+    @torch.compiler.disable(recursive=False)
+    def run(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a forward of `module`, announced unless it is part of one already announced."""
+        with self._lock:
+            if self.current is not None:
+                return call(module, *args, **kwargs)
+            inputs = _named(module, args, kwargs)
+            forward = self._begin(inputs)
+            self.current = forward
+            try:
+                self._started(forward)
+                output = call(module, *args, **kwargs)
+            except Exception as error:
+                self._failed(error)
+                raise
+            finally:
+                self.current = None
+            self._finished(forward, inputs, output)
+            return output
+
+    def token_generated(self, call: Call, ended: Tensor) -> None:
+        """Count a step of `call`; `ended` is bool (rows,), the rows that are complete now."""
+        call.tokens_generated += 1
+        # In a beam search these are candidates, not the rows of the batch.
+        if call.rows_per_request == 1:
+            call.ended = ended if call.ended is None else call.ended | ended
+
+    @property
+    def innermost(self) -> Call | None:
+        """The ``generate`` or request that runs now, in this thread."""
+        stack = self._stack()
+        return stack[-1] if stack else None
+
+    def _stack(self) -> list[Call]:
+        if not hasattr(self._stacks, "calls"):
+            self._stacks.calls = []
+        return self._stacks.calls
+
+    def _new_call(self, kind: Kind) -> Call:
+        with self._lock:
+            call = Call(index=self.calls, kind=kind)
+            self.calls += 1
+        for listener in tuple(self._listeners):
+            listener.call_started(call)
+        return call
+
+    @torch.compiler.disable
+    def _started(self, forward: Forward) -> None:
+        for listener in tuple(self._listeners):
+            listener.forward_started(forward)
+
+    @torch.compiler.disable
+    def _finished(self, forward: Forward, inputs: dict[str, Any], output: Any) -> None:
+        if forward.call.kind == "loop":
+            self._remember(_cache_of(output, inputs), forward.call)
+        for listener in tuple(self._listeners):
+            listener.forward_finished(forward, output)
+
+    @torch.compiler.disable
+    def _failed(self, error: Exception) -> None:
+        for listener in tuple(self._listeners):
+            listener.call_failed(error)
+
+    @torch.compiler.disable
+    def _begin(self, inputs: dict[str, Any]) -> Forward:
+        tokens_in = inputs.get("input_ids")
+        if tokens_in is None:
+            tokens_in = inputs.get("inputs_embeds")
+        if not isinstance(tokens_in, Tensor) or tokens_in.dim() < 2:
+            raise RuntimeError(
+                "ft2 could not find the batch and the tokens of a forward: pass input_ids or "
+                "inputs_embeds, with shape (batch, tokens, ...)"
+            )
+        rows, tokens = int(tokens_in.shape[0]), int(tokens_in.shape[1])
+        cache = _cache_in(inputs)
+        cached = _cached_tokens(cache)
+        call = self.innermost
+        if call is None:
+            call = self._loop(cache, cached)
+        if call.tokens_are_counted:
+            step = call.tokens_generated
+        elif call.step < 0 or (call.step == 0 and cached > 0 and tokens > 1):
+            step = 0
+        else:
+            step = call.step + 1
+        call.step = step
+        mask = inputs.get("attention_mask")
+        if not _tells_padding(mask, rows):
+            mask = call.attention_mask
+        real = None
+        # A single new token is never padding: nobody pads what is being generated.
+        if _tells_padding(mask, rows) and (tokens > 1 or step == 0):
+            start = cached if mask.shape[1] > cached + tokens else mask.shape[1] - tokens
+            real = mask[:, start : start + tokens].bool()
+        return Forward(call, step, rows, tokens, cached, real)
+
+    def _loop(self, cache: Any, cached: int) -> Call:
+        if cached > 0:
+            for reference, call in self._loops:
+                if reference() is cache:
+                    return call
+        return self._new_call("loop")
+
+    def _remember(self, cache: Any, call: Call) -> None:
+        self._loops = [
+            (reference, known)
+            for reference, known in self._loops
+            if reference() is not None and reference() is not cache
+        ]
+        if cache is not None:
+            self._loops.append((weakref.ref(cache), call))
+
+
+_CLOCKS: WeakKeyDictionary[nn.Module, Clock] = WeakKeyDictionary()
+
+
+class _Silent(Listener):
+    """Keeps a clock running for a request that nothing else listens to."""
+
+
+@contextmanager
+def request(model: nn.Module) -> Generator[None, None, None]:
+    """Say that all forwards inside are one request, for decode loops written by hand.
+
+    A loop that passes the cache along needs no such word. One that runs the whole text through
+    the model for every token does: without it, each forward is a request of its own, which never
+    leaves its first token.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+    """
+    model = unwrap(model)
+    silent = _Silent()
+    clock = Clock.listen(model, silent)
+    try:
+        with clock.calling("request"):
+            yield
+    finally:
+        clock.dismiss(model, silent)
+
+
+class _CountingCriteria(StoppingCriteriaList):
+    """The stopping criteria of one ``generate``, counting the tokens they are asked about."""
+
+    clock: Clock
+    call: Call
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        ended: Tensor = super().__call__(input_ids, scores, **kwargs)
+        self.clock.token_generated(self.call, ended)
+        return ended
+
+
+def _worn(clock: Clock, model: nn.Module) -> list[tuple[nn.Module, Disguise]]:
+    return list(zip(_announcers(model), clock._disguises, strict=True))
+
+
+def _announcers(model: nn.Module) -> list[nn.Module]:
+    stack = getattr(model, "base_model", None)
+    return [model] if stack is None or stack is model else [model, stack]
+
+
+def _disguises(clock: Clock, model: nn.Module) -> list[Disguise]:
+    disguises = []
+    for position, module in enumerate(_announcers(model)):
+        methods: dict[str, Callable[..., Any]] = {"__call__": _announced_call(clock, module)}
+        if position == 0 and hasattr(module, "generate"):
+            methods |= _generate_methods(clock, type(module))
+        disguises.append(Disguise(module, methods))
+    return disguises
+
+
+def _announced_call(clock: Clock, module: nn.Module) -> Callable[..., Any]:
+    call = type(module).__call__
+
+    @torch.compiler.disable(recursive=False)
+    def announced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return clock.run(module, call, args, kwargs)
+
+    return announced_call
+
+
+def _generate_methods(clock: Clock, original: Any) -> dict[str, Callable[..., Any]]:
+    @functools.wraps(original.generate)
+    def generate(module: Any, *args: Any, **kwargs: Any) -> Any:
+        with clock.calling("generate") as call:
+            call.result = original.generate(module, *args, **kwargs)
+        return call.result
+
+    @functools.wraps(original._get_stopping_criteria)
+    def _get_stopping_criteria(module: Any, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        criteria = original._get_stopping_criteria(module, *args, **kwargs)
+        call = clock.innermost
+        if call is None:
+            return criteria
+        config = kwargs.get("generation_config", args[0] if args else None)
+        call.rows_per_request = int(getattr(config, "num_beams", None) or 1)
+        call.tokens_are_counted = True
+        counting = _CountingCriteria(criteria)
+        counting.clock, counting.call = clock, call
+        return counting
+
+    @functools.wraps(original.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(module: Any, *args: Any, **kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        call = clock.innermost
+        # Static caches turn the mask into a 4-D one before the forward sees it.
+        if call is not None and isinstance(mask, Tensor) and mask.dim() == 2:
+            call.attention_mask = mask
+        return original.prepare_inputs_for_generation(module, *args, **kwargs)
+
+    return {
+        "generate": generate,
+        "_get_stopping_criteria": _get_stopping_criteria,
+        "prepare_inputs_for_generation": prepare_inputs_for_generation,
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def _parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+@torch.compiler.disable
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    if not args:
+        return kwargs
+    return dict(zip(_parameter_names(type(module).forward), args, strict=False)) | kwargs
+
+
+def _tells_padding(mask: Any, rows: int) -> TypeGuard[Tensor]:
+    return isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == rows
+
+
+def _cache_in(inputs: dict[str, Any]) -> Any:
+    return inputs.get("past_key_values", inputs.get("cache_params"))
+
+
+def _cache_of(output: Any, inputs: dict[str, Any]) -> Any:
+    values = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+    caches = (value for value in values if hasattr(value, "get_seq_length"))
+    return next(caches, _cache_in(inputs))
+
+
+def _cached_tokens(cache: Any) -> int:
+    length = getattr(cache, "get_seq_length", None)
+    return int(length()) if length is not None else 0

@@ -1,0 +1,58 @@
+"""Give one module methods of its own, and take them away again without a trace.
+
+The module's ``__class__`` is exchanged for a subclass made for it alone. ``torch.compile`` guards
+on a module's class, so code compiled before sees the change (a forward hook added after compiling
+is ignored, pytorch#117758); nothing is written into the module, so ``state_dict``, ``vars`` and
+``isinstance`` are as before; and copies and pickles are made of the class it really has.
+"""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Disguise"]
+
+
+class Disguise:
+    """The subclass that one module can wear, and the class it has without it.
+
+    Parameters
+    ----------
+    module:
+        The module. Only its class is looked at.
+    methods:
+        Methods by name; each takes the module first, as methods do.
+    """
+
+    def __init__(self, module: nn.Module, methods: dict[str, Callable[..., Any]]) -> None:
+        self.original = type(module)
+        self.worn = _subclass(self.original, methods)
+
+    def put_on(self, module: nn.Module) -> None:
+        module.__class__ = self.worn
+
+    def take_off(self, module: nn.Module) -> None:
+        if type(module) is self.worn:
+            module.__class__ = self.original
+
+
+def _subclass(original: Any, methods: dict[str, Callable[..., Any]]) -> type:
+    def reduce_ex(self: Any, protocol: Any) -> Any:
+        reduced = original.__reduce_ex__(self, protocol)
+        if isinstance(reduced, tuple) and reduced[1][:1] == (type(self),):
+            plain = (original, object, None)
+            return (copyreg._reconstructor, plain, *reduced[2:])  # type: ignore[attr-defined]
+        return reduced
+
+    namespace = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__reduce_ex__": reduce_ex,
+        **methods,
+    }
+    return type(original.__name__, (original,), namespace)

@@ -1,0 +1,38 @@
+"""What is known of one linear projection of a decoder block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Projection"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear projection of a decoder block.
+
+    Attributes
+    ----------
+    name:
+        The module's path inside the model, as ``named_modules`` spells it.
+    kind:
+        The part of the path that names its role in the block (``v_proj``, ``fc2``).
+    critical:
+        Whether any of its output columns is critical: no scaling operation and no activation
+        stands between it and the next linear layer (FT2, section 4.1.2).
+    columns:
+        ``(start, stop, critical)`` ranges over the last dimension of the output; one range for a
+        plain layer, several for a fused one.
+    reason:
+        Why it is critical or not, in words.
+    in_features, out_features:
+        Sizes of the last dimension of its input and its output.
+    """
+
+    name: str
+    kind: str
+    critical: bool
+    columns: tuple[tuple[int, int, bool], ...]
+    reason: str
+    in_features: int
+    out_features: int

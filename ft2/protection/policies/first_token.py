@@ -1,0 +1,103 @@
+"""FT2: bounds learned on the first token restrict the critical layers on the later ones.
+
+FT2 (HPDC '25), sections 4.1 (critical layers), 4.2 (bounds from the first token, widened) and 4.3
+(out-of-bound values are clipped to the bound, NaN becomes 0).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from ft2.forward import Call, Clock, Forward, by_row
+from ft2.layers import Projection, UnsupportedModelError, projections
+from ft2.protection.bounds import Corrections, RequestBounds
+from ft2.protection.policy import Policy
+
+__all__ = ["FirstTokenPolicy"]
+
+
+class FirstTokenPolicy(Policy):
+    """Learns per request and layer; restricts from the second token on.
+
+    Parameters
+    ----------
+    scale:
+        How far learned bounds are widened (section 4.2.1); at least 1.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+        self._bounds: WeakKeyDictionary[Call, RequestBounds] = WeakKeyDictionary()
+        self._corrections: deque[Corrections] = deque(maxlen=1000)
+        self._left_first_token = False
+        # What the layers of the running forward use. Compiled layers guard on all they read, so
+        # nothing here changes with the step.
+        self._current: RequestBounds
+        self._real: Tensor | None = None
+        self._live: Tensor | None = None
+
+    def transforms(self, model: nn.Module, clock: Clock) -> dict[str, Callable[[Tensor], Tensor]]:
+        critical = [projection for projection in projections(model) if projection.critical]
+        if not critical:
+            raise UnsupportedModelError(
+                f"no critical layer was found in this {type(model).__name__}, so there is nothing "
+                "that ft2 would protect"
+            )
+        return {projection.name: self._transform(projection, clock) for projection in critical}
+
+    @property
+    def counts(self) -> list[int]:
+        return [count for corrections in self._corrections for count in corrections.totals()]
+
+    def corrected(self, call: Call) -> list[int]:
+        bounds = self._bounds.get(call)
+        return [] if bounds is None else bounds.corrections.totals()
+
+    @property
+    def left_first_token(self) -> bool:
+        return self._left_first_token
+
+    def forward_started(self, forward: Forward) -> None:
+        call = forward.call
+        bounds = self._bounds.get(call)
+        if bounds is None or bounds.rows != forward.rows:
+            bounds = RequestBounds(forward.rows, call.rows_per_request, self._scale)
+            self._bounds[call] = bounds
+            self._corrections.append(bounds.corrections)
+        if not forward.is_first_token:
+            bounds.settle()
+        self._left_first_token |= bounds.settled
+        self._current = bounds
+        self._real = self._live = forward.real
+        if call.ended is not None and call.ended.shape[0] == forward.rows:
+            alive = ~call.ended[:, None]
+            self._live = alive if self._real is None else self._real & alive
+
+    def _transform(self, projection: Projection, clock: Clock) -> Callable[[Tensor], Tensor]:
+        critical = [(start, stop) for start, stop, critical in projection.columns if critical]
+
+        def transform(output: Tensor) -> Tensor:
+            view = by_row(output, clock.forward)
+            if critical == [(0, view.shape[2])]:
+                return self._protect((projection.name, 0), view).view(output.shape)
+            protected = view.clone()
+            for start, stop in critical:
+                protected[..., start:stop] = self._protect(
+                    (projection.name, start), view[..., start:stop]
+                )
+            return protected.view(output.shape)
+
+        return transform
+
+    def _protect(self, key: tuple[str, int], view: Tensor) -> Tensor:
+        real, live = (_of_last_tokens(mask, view) for mask in (self._real, self._live))
+        return self._current.protect(key, view, real, live)
+
+
+def _of_last_tokens(mask: Tensor | None, view: Tensor) -> Tensor | None:
+    """Fit bool (rows, tokens or 1) to a layer that runs on the last tokens, on any device."""
+    return None if mask is None else mask[:, -view.shape[1] :].to(view.device)

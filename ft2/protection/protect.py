@@ -1,0 +1,152 @@
+"""Attach a policy to a model, and take it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from ft2.forward import Clock, Forward, Listener, Order, tap
+from ft2.layers import unwrap
+from ft2.protection.policies import make_policy
+
+__all__ = ["Detection", "Protection", "protect"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a policy corrected in one forward.
+
+    Attributes
+    ----------
+    call, step:
+        Which call of the model, counted since ft2 began to listen to it, and which of its steps.
+    corrected:
+        Corrected values of each request of the call, in this forward.
+    """
+
+    call: int
+    step: int
+    corrected: tuple[int, ...]
+
+
+class Protection(Listener):
+    """A policy on a model, from :func:`protect` until :meth:`remove`.
+
+    Also a context manager, which removes it.
+
+    Attributes
+    ----------
+    model:
+        The protected model, the same object as before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: str,
+        scale: float,
+        on_detection: Callable[[Detection], Any] | None,
+    ) -> None:
+        self.model = unwrap(model)
+        self._policy = make_policy(policy, scale)
+        self._on_detection = on_detection
+        self._before: list[int] = []
+        self._clock = Clock.listen(self.model, self._policy)
+        try:
+            transforms = self._policy.transforms(self.model, self._clock)
+        except Exception:
+            self._clock.dismiss(self.model, self._policy)
+            raise
+        self._taps = [
+            tap(self.model.get_submodule(name), Order.PROTECT, transform)
+            for name, transform in transforms.items()
+        ]
+        if on_detection is not None:
+            Clock.listen(self.model, self)
+        self._attached = True
+
+    @property
+    def counts(self) -> list[int]:
+        """Corrected values of each request, oldest first, of the last 1,000 calls.
+
+        Reading them waits for the device.
+        """
+        return self._policy.counts
+
+    @property
+    def left_first_token(self) -> bool:
+        """Whether anything was protected after a first token: without that, nothing is."""
+        return self._policy.left_first_token
+
+    def forward_started(self, forward: Forward) -> None:
+        self._before = self._policy.corrected(forward.call)
+
+    def forward_finished(self, forward: Forward, output: Any) -> None:
+        after = self._policy.corrected(forward.call)
+        new = tuple(now - before for now, before in zip(after, self._before, strict=True))
+        if any(new) and self._on_detection is not None:
+            self._on_detection(Detection(forward.call.index, forward.step, new))
+
+    def remove(self) -> None:
+        """Leave the model as it was before. Counts can still be read. Safe to call again."""
+        if not self._attached:
+            return
+        self._attached = False
+        for attached in self._taps:
+            attached.remove()
+        self._clock.dismiss(self.model, self._policy)
+        if self._on_detection is not None:
+            self._clock.dismiss(self.model, self)
+
+    def __enter__(self) -> Protection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def protect(
+    model: nn.Module,
+    policy: str = "ft2",
+    scale: float = 2.0,
+    on_detection: Callable[[Detection], Any] | None = None,
+) -> Protection:
+    """Protect a model against soft errors.
+
+    Parameters
+    ----------
+    model:
+        A causal language model. It stays the same object: ``state_dict``, ``save_pretrained``,
+        ``deepcopy``, ``.to()`` and ``isinstance`` are as before, and a copy is unprotected.
+    policy:
+        ``ft2``: bounds learned on each request's first token restrict the critical layers on the
+        later ones (FT2, HPDC '25). ``none``: nothing.
+    scale:
+        How far learned bounds are widened, at least 1 (FT2, section 4.2.1: 2).
+    on_detection:
+        Called with a :class:`Detection` after each forward in which something was corrected.
+        Finding that out waits for the device in each forward; without it nothing does.
+
+    Returns
+    -------
+    Protection
+        The handle: ``.counts``, ``.remove()``, and a context manager.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+    ValueError
+        If the policy is unknown, the scale below 1 or infinite, or the model has no layer to
+        protect.
+    """
+    return Protection(model, policy, scale, on_detection)

@@ -1,0 +1,16 @@
+"""Records and verdicts as JSON, tables and pages."""
+
+from ft2.report.document import SCHEMA, as_document, write_document
+from ft2.report.result import CampaignResult, reweighted_rate
+from ft2.report.table import markdown_page, notes, table
+
+__all__ = [
+    "SCHEMA",
+    "CampaignResult",
+    "as_document",
+    "markdown_page",
+    "notes",
+    "reweighted_rate",
+    "table",
+    "write_document",
+]

@@ -1,0 +1,85 @@
+"""Campaigns as one JSON document, the contract that other tools build on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ft2.report.result import CampaignResult, reweighted_rate
+
+__all__ = ["SCHEMA", "as_document", "write_document"]
+
+SCHEMA = 1
+
+
+def as_document(
+    results: Sequence[CampaignResult], environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the document as plain values.
+
+    Rates, intervals and budgets are in per cent. A value that is not finite, which JSON cannot
+    hold, is the string ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``.
+    """
+    document = {
+        "schema": SCHEMA,
+        "environment": dict(environment),
+        "campaigns": [_campaign(result) for result in results],
+    }
+    finite = _finite(document)
+    assert isinstance(finite, dict)
+    return finite
+
+
+def write_document(
+    path: Path, results: Sequence[CampaignResult], environment: Mapping[str, Any]
+) -> None:
+    """Write the document to `path`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    document = as_document(results, environment)
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _campaign(result: CampaignResult) -> dict[str, Any]:
+    verdict = result.verdict
+    return {
+        "nodeid": result.nodeid,
+        "seed": result.seed,
+        "fault_model": result.fault_model,
+        "protection": result.protection,
+        "encoding": result.encoding,
+        "budget": result.budget,
+        "due_budget": result.due_budget,
+        "confidence": result.confidence,
+        "planned": result.counts.planned,
+        "masked": result.counts.masked,
+        "sdc": result.counts.sdc,
+        "due": result.counts.due,
+        "rate": None if verdict is None else verdict.rate,
+        "interval": None if verdict is None or verdict.interval is None else [*verdict.interval],
+        "rate_by_macs": reweighted_rate(result.trials, "macs"),
+        "rate_by_time": reweighted_rate(result.trials, "time"),
+        "share_of_macs_outside": result.share_outside,
+        "verdict": None if verdict is None else verdict.name,
+        "reason": None if verdict is None else verdict.reason,
+        "golden": list(result.golden),
+        "excluded": list(result.excluded),
+        "trials": list(result.trials),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

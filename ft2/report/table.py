@@ -1,0 +1,123 @@
+"""Campaigns as one table, for terminals and for Markdown pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from ft2.report.result import CampaignResult, reweighted_rate
+
+__all__ = ["markdown_page", "notes", "table"]
+
+_HEADERS = (
+    "test",
+    "faults",
+    "masked",
+    "SDC",
+    "DUE",
+    "rate",
+    "95 % interval",
+    "budget",
+    "verdict",
+)
+_REPLAYS = 3
+
+
+def table(results: Sequence[CampaignResult], style: str = "simple") -> str:
+    """Return one row for each campaign; `style` is one of tabulate's formats."""
+    return tabulate(
+        [_row(result) for result in results],
+        headers=_HEADERS,
+        tablefmt=style,
+        disable_numparse=True,
+        colalign=("left", *["right"] * 7, "left"),
+    )
+
+
+def notes(result: CampaignResult) -> list[str]:
+    """Return what a reader should know beside the row: lines of plain text."""
+    lines = [] if result.verdict is None else [result.verdict.reason]
+    if result.excluded:
+        lines.append(
+            f"Left out, answered wrongly without a fault: {', '.join(result.excluded)}."
+        )
+    changed = [golden["params"] for golden in result.golden if golden.get("changed_by_protection")]
+    corrected = sum(golden.get("corrected_values") or 0 for golden in result.golden)
+    if changed:
+        lines.append(
+            f"{result.protection} alone changed {len(changed)} of {len(result.golden)} "
+            "fault-free outputs."
+        )
+    elif corrected:
+        lines.append(
+            f"{result.protection} alone corrected {corrected} values of the fault-free runs; "
+            "no output changed."
+        )
+    if result.counts.seen:
+        lines.append(_phases(result))
+        lines.append(_measures(result))
+    for trial in result.corrupted[:_REPLAYS]:
+        lines.append(_replay(result, trial["trial"]))
+    hidden = len(result.corrupted) - _REPLAYS
+    if hidden > 0:
+        lines.append(f"… and {hidden} more SDCs; --ft2-json=FILE lists them all.")
+    return lines
+
+
+def markdown_page(results: Sequence[CampaignResult]) -> str:
+    """Return a Markdown page with the table, and each campaign's notes below it."""
+    parts = ["### Silent data corruption", table(results, "github")]
+    for result in results:
+        items = "\n".join(f"- {line}" for line in notes(result))
+        parts.append(f"**{result.nodeid}**\n\n{items}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(result: CampaignResult) -> tuple[str, ...]:
+    counts, verdict = result.counts, result.verdict
+    rate = "–" if verdict is None or verdict.rate is None else f"{verdict.rate:.2f} %"
+    around = (
+        "–"
+        if verdict is None or verdict.interval is None
+        else f"{verdict.interval[0]:.2f}–{verdict.interval[1]:.2f} %"
+    )
+    return (
+        result.nodeid,
+        str(counts.planned),
+        str(counts.masked),
+        str(counts.sdc),
+        str(counts.due),
+        rate,
+        around,
+        f"{result.budget:g} %",
+        "no verdict" if verdict is None else verdict.name,
+    )
+
+
+def _phases(result: CampaignResult) -> str:
+    parts = []
+    for name, title in (("first", "first token"), ("later", "later tokens")):
+        events, trials = result.phase(name)
+        parts.append(f"{events} of {trials} faults in the {title}")
+    return f"SDCs by phase: {', '.join(parts)}."
+
+
+def _measures(result: CampaignResult) -> str:
+    parts = []
+    for measure, title in (("macs", "MACs"), ("time", "measured time")):
+        rate = reweighted_rate(result.trials, measure)
+        if rate is not None:
+            parts.append(f"{rate:.2f} % by {title}")
+    line = "Each step was equally likely"
+    if parts:
+        line += f"; reweighted, the rate is {' and '.join(parts)}"
+    line += ". Outside the space of faults: attention's products, lm_head and sampling"
+    if result.share_outside is not None:
+        line += f", {100 * result.share_outside:.0f} % of the MACs"
+    return line + "."
+
+
+def _replay(result: CampaignResult, trial: int) -> str:
+    options = "".join(f" {option}" for option in result.replay_options)
+    return f"pytest --ft2-replay='{result.nodeid}#{trial}'{options}"

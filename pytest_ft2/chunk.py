@@ -1,0 +1,242 @@
+"""Run a chunk: its trials, one after the other, each reported as soon as it has ended."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from ft2.campaign import (
+    Outcome,
+    Run,
+    RunSpec,
+    is_harness_error,
+    outcome_of,
+    preserved_randomness,
+)
+from ft2.faults import Draw, Fault, fault_model
+from pytest_ft2.attempt import Attempt
+from pytest_ft2.deadline import TrialTimeout
+from pytest_ft2.goldens import GoldenRunner, GoldenSet
+from pytest_ft2.items import ChunkItem
+from pytest_ft2.options import SETTINGS
+from pytest_ft2.plan import GatePlan
+from pytest_ft2.reports import Payload, send
+
+__all__ = ["environment", "run_chunk", "sample_fault", "trial_timeout"]
+
+_LEAST_TIMEOUT = 10.0
+_GOLDEN_RUNS_IN_A_TIMEOUT = 20.0
+_NOISES = 3
+_ERRORS_SHOWN = 5
+
+
+def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
+    """Run the chunk's trials and report them; the chunk fails only on errors of the harness."""
+    hooks = chunk.ihook
+    hooks.pytest_runtest_logstart(nodeid=chunk.nodeid, location=chunk.location)
+    plan = {"kind": "plan", "plan": chunk.campaign.plan.as_plain(), "environment": environment()}
+    send(chunk, "setup", [plan])
+    with preserved_randomness():
+        errors = _ChunkRun(chunk).run()
+    shown = "\n".join(errors[:_ERRORS_SHOWN])
+    if len(errors) > _ERRORS_SHOWN:
+        shown += f"\n… and {len(errors) - _ERRORS_SHOWN} more."
+    send(chunk, "call", [], failure=shown or None)
+    failure = None
+    try:
+        chunk.session._setupstate.teardown_exact(nextitem)
+    except Exception as error:
+        failure = f"{type(error).__name__} while tearing down: {error}"
+    send(chunk, "teardown", [], failure=failure)
+    hooks.pytest_runtest_logfinish(nodeid=chunk.nodeid, location=chunk.location)
+
+
+def environment() -> Payload:
+    """Return what the outcomes may depend on besides the model and the faults."""
+    cuda = torch.cuda.is_available()
+    return {
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def trial_timeout(item: pytest.Function, plan: GatePlan, golden_seconds: float) -> float:
+    """Return how long one trial may take, in seconds: the shortest that anybody asked for."""
+    asked = [] if plan.trial_timeout is None else [plan.trial_timeout]
+    if item.config.pluginmanager.hasplugin("timeout"):
+        asked += _pytest_timeout(item)
+    return min(asked, default=max(_LEAST_TIMEOUT, _GOLDEN_RUNS_IN_A_TIMEOUT * golden_seconds))
+
+
+def sample_fault(plan: GatePlan, trial: int, golden: GoldenSet) -> Fault:
+    """Return the fault of a trial: the same in every process and under every protection.
+
+    Raises
+    ------
+    ValueError
+        If the encoding does not fit the model's dtype.
+    """
+    assert golden.golden is not None
+    draw = Draw(plan.seed, plan.key, trial)
+    return golden.golden.space.sample(draw, fault_model(plan.fault_model), plan.encoding)
+
+
+class _ChunkRun:
+    def __init__(self, chunk: ChunkItem) -> None:
+        self.chunk = chunk
+        self.campaign = chunk.campaign
+        self.plan = chunk.campaign.plan
+        self.goldens = GoldenRunner(
+            self.campaign, chunk, chunk.config.stash[SETTINGS].model_fixture
+        )
+        self.errors: list[str] = []
+
+    def run(self) -> list[str]:
+        """Run golden runs, then trials, then a golden run again; return the harness's errors."""
+        sets = self._sets()
+        if 0 in self.chunk.trials and sets:
+            self._check_oracle(sets[0])
+        send(self.chunk, "started", [{"kind": "started", "trials": _bounds(self.chunk.trials)}])
+        last = None
+        for trial in self.chunk.trials:
+            number = sets[trial % len(sets)] if sets else None
+            if number is None or self.goldens.of_set(number).golden is None:
+                continue
+            self._run_trial(trial, number)
+            last = number
+        if last is not None:
+            problem = self.goldens.again(last)
+            if problem is not None:
+                self._report_problem(problem)
+        return self.errors
+
+    def _sets(self) -> list[int]:
+        """Return the sets that trials are dealt to, after making the golden runs they need."""
+        count = len(self.plan.sets)
+        if self.plan.golden == "exclude":
+            # Which sets remain decides which set each trial belongs to, so all must be known.
+            known = [self._golden(number) for number in range(count)]
+            return [number for number, golden in enumerate(known) if not golden.wrong_answer]
+        for number in sorted({trial % count for trial in self.chunk.trials}):
+            self._golden(number)
+        return list(range(count))
+
+    def _golden(self, number: int) -> GoldenSet:
+        known = number in self.goldens.state.sets
+        golden = self.goldens.of_set(number)
+        if not known:
+            send(self.chunk, "golden", [golden.payload])
+        excluded = self.plan.golden == "exclude" and golden.wrong_answer
+        if golden.problem is not None and not excluded:
+            self.errors.append(golden.problem)
+        return golden
+
+    def _check_oracle(self, number: int) -> None:
+        """Let the model talk noise: an assertion that still holds tests nothing."""
+        golden = self.goldens.of_set(number)
+        if golden.golden is None:
+            return
+        limit = trial_timeout(self.campaign.sets[number], self.plan, golden.seconds)
+        holds = True
+        for noise in range(_NOISES):
+            result, _ = self.goldens.run(number, RunSpec(noise=self.plan.seed + noise), limit)
+            if not result.passed:
+                holds = False
+                break
+        send(self.chunk, "noise", [{"kind": "noise", "campaign": self.plan.key, "holds": holds}])
+
+    def _run_trial(self, trial: int, number: int) -> None:
+        golden = self.goldens.of_set(number)
+        item = self.campaign.sets[number]
+        try:
+            fault = sample_fault(self.plan, trial, golden)
+        except ValueError as error:
+            self._report_problem(f"{self.plan.key}: {error}.")
+            return
+        limit = trial_timeout(item, self.plan, golden.seconds)
+        spec = RunSpec(protection=self.plan.protection, fault=fault)
+        result, run = self.goldens.run(number, spec, limit)
+        outcome, error_text = _judge(result, run)
+        injection = run.injection
+        assert golden.golden is not None
+        record: Payload = {
+            "kind": "trial",
+            "campaign": self.plan.key,
+            "trial": trial,
+            "params": golden.label,
+            "fault": str(fault),
+            "before": None if injection is None else injection.before,
+            "after": None if injection is None else injection.after,
+            "landed": injection is not None and injection.landed,
+            "phase": "first" if fault.step == 0 else "later",
+            "outcome": None if outcome is None else str(outcome),
+            "error": error_text,
+            "corrected": run.corrected,
+            "batch": 1,
+            "seconds": result.seconds,
+            "weights": golden.golden.weights(fault),
+        }
+        if error_text is not None:
+            self.errors.append(f"Trial {trial}: {error_text}")
+        send(self.chunk, "trial", [record], seconds=result.seconds)
+
+    def _report_problem(self, sentence: str) -> None:
+        if sentence not in self.errors:
+            self.errors.append(sentence)
+            problem = {"kind": "problem", "campaign": self.plan.key, "sentence": sentence}
+            send(self.chunk, "problem", [problem])
+
+
+def _judge(result: Attempt, run: Run) -> tuple[Outcome | None, str | None]:
+    """Return the outcome, or None and a sentence when the harness could not find out."""
+    for phase, (error, text) in result.failed.items():
+        last = text.strip().splitlines()[-1] if text.strip() else phase
+        if error is not None and is_harness_error(error):
+            return None, f"out of memory ({error}): use a smaller model or fewer workers."
+        if isinstance(error, TrialTimeout) or result.timed_out:
+            continue
+        if phase != "call" and run.error is None:
+            return None, f"the {phase} of the test failed, not its assertion ({last})."
+    if result.skipped is not None:
+        return None, f"the test skipped only with the fault ({result.skipped})."
+    if result.xfailed is not None:
+        return None, f"the test is expected to fail only with the fault ({result.xfailed})."
+    injection = run.injection
+    if injection is None:
+        return None, "no model was there to inject the fault into."
+    if not injection.fired:
+        return None, (
+            "the fault did not land, its element was never computed: with the protection the test "
+            "calls the model differently, or the model does not see what is attached to it."
+        )
+    if not injection.landed:
+        return None, "the fault did not land, the value's bits are as before."
+    return outcome_of(result.passed, run.error is not None, result.timed_out), None
+
+
+def _bounds(trials: Sequence[int]) -> list[int]:
+    return [trials[0], trials[-1]]
+
+
+def _pytest_timeout(item: pytest.Function) -> list[float]:
+    mark = item.get_closest_marker("timeout")
+    asked: Any = None
+    if mark is not None:
+        asked = mark.args[0] if mark.args else mark.kwargs.get("timeout")
+    if asked is None:
+        asked = item.config.getoption("timeout", None) or item.config.getini("timeout")
+    try:
+        seconds = float(asked)
+    except (TypeError, ValueError):
+        return []
+    return [seconds] if 0 < seconds < math.inf else []
+

@@ -1,0 +1,226 @@
+"""Put chunks and gates beside the items of a gated test."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from _pytest.skipping import evaluate_skip_marks
+
+from pytest_ft2.items import Campaign, ChunkItem, GateItem
+from pytest_ft2.marks import SdcBudget, read_mark
+from pytest_ft2.options import Settings
+from pytest_ft2.plan import GatePlan
+
+__all__ = ["campaign_items", "refuse_unsupported"]
+
+MARK = "sdc_budget"
+_ASYNC_MARKS = ("asyncio", "anyio", "trio", "tornado", "gen_test")
+
+
+def campaign_items(
+    items: Sequence[pytest.Item | pytest.Collector], settings: Settings
+) -> list[pytest.Item | pytest.Collector]:
+    """Return the items of one test function, with its chunks and gates after them.
+
+    Parameters
+    ----------
+    items:
+        All items that pytest made of one function.
+
+    Raises
+    ------
+    pytest.Collector.CollectError
+        If the test cannot be gated as its marker says; the message is one sentence.
+    """
+    functions = [item for item in items if isinstance(item, pytest.Function)]
+    if not functions or functions[0].get_closest_marker(MARK) is None:
+        return list(items)
+    try:
+        groups = _groups(functions, settings)
+        budgets = [read_mark(_mark(members[0])) for members in groups.values()]
+    except ValueError as error:
+        raise pytest.Collector.CollectError(f"{functions[0].nodeid}: {error}.") from None
+    labels = _labels(groups)
+    added: list[pytest.Item] = []
+    for (key, members), budget in zip(groups.items(), budgets, strict=True):
+        added += _campaign(members, labels[key], budget, settings)
+    taken = {item.name for item in items}
+    for item in added:
+        if item.name in taken:
+            raise pytest.Collector.CollectError(
+                f"{item.nodeid} is the name of a test and of what ft2 puts beside it: rename the "
+                "parameter's id."
+            )
+    return [*items, *added]
+
+
+def refuse_unsupported(collector: pytest.Collector, name: str, thing: object) -> None:
+    """Refuse a marked ``unittest`` method.
+
+    Raises
+    ------
+    pytest.Collector.CollectError
+        With a sentence that says what to do.
+    """
+    import unittest
+
+    if not (inspect.isclass(thing) and issubclass(thing, unittest.TestCase)):
+        return
+    marked = [thing, *(getattr(thing, attribute, None) for attribute in dir(thing))]
+    if any(mark.name == MARK for entry in marked for mark in _marks(entry)):
+        raise pytest.Collector.CollectError(
+            f"{collector.nodeid}::{name}: sdc_budget does not work on unittest.TestCase methods "
+            "yet: make it a plain function or a class without that base."
+        )
+
+
+def _marks(thing: object) -> Iterable[pytest.Mark]:
+    marks = getattr(thing, "pytestmark", [])
+    marks = marks if isinstance(marks, list) else [marks]
+    return [getattr(mark, "mark", mark) for mark in marks]
+
+
+def _mark(item: pytest.Function) -> pytest.Mark:
+    mark = item.get_closest_marker(MARK)
+    assert mark is not None
+    return mark
+
+
+def _groups(
+    functions: list[pytest.Function], settings: Settings
+) -> dict[tuple[object, ...], list[pytest.Function]]:
+    """Group a function's items into campaigns: by what the model depends on."""
+    _check_function(functions[0])
+    closure = _model_closure(functions[0], settings)
+    groups: dict[tuple[object, ...], list[pytest.Function]] = {}
+    for item in functions:
+        callspec = getattr(item, "callspec", None)
+        if callspec is None:
+            key: tuple[object, ...] = ()
+        elif read_mark(_mark(item)).per == "params":
+            key = (callspec.id,)
+        else:
+            key = tuple(
+                (name, index) for name, index in callspec.indices.items() if name in closure
+            )
+        groups.setdefault(key, []).append(item)
+    return groups
+
+
+def _check_function(function: pytest.Function) -> None:
+    if inspect.iscoroutinefunction(function.obj) and not any(
+        function.get_closest_marker(name) for name in _ASYNC_MARKS
+    ):
+        raise ValueError(
+            "sdc_budget on an async test needs a plugin that runs it, such as pytest-asyncio with "
+            "its marker; without one it cannot be gated"
+        )
+    if "subtests" in function.fixturenames:
+        raise ValueError(
+            "sdc_budget does not work with the subtests fixture yet: parametrise the test instead"
+        )
+    if {"protected_model", "unprotected_model"} <= set(function.fixturenames):
+        raise ValueError(
+            "protected_model and unprotected_model are the same model: a test uses one of them"
+        )
+    protection = read_mark(_mark(function)).protection
+    if "unprotected_model" in function.fixturenames and protection not in (None, "none"):
+        raise ValueError(
+            f"the test uses unprotected_model, and its marker says protection={protection!r}"
+        )
+
+
+def _model_closure(function: pytest.Function, settings: Settings) -> set[str]:
+    """Return the names of the fixtures and parameters that the model fixture depends on."""
+    definitions = function._fixtureinfo.name2fixturedefs
+    manager = function.session._fixturemanager
+    closure: set[str] = set()
+    waiting = [settings.model_fixture]
+    while waiting:
+        name = waiting.pop()
+        if name in closure:
+            continue
+        closure.add(name)
+        found = definitions.get(name) or manager.getfixturedefs(name, function) or ()
+        if not found and name == settings.model_fixture:
+            raise ValueError(
+                f"there is no fixture {name!r}: name the fixture that returns the model with the "
+                "ini option ft2_model_fixture"
+            )
+        waiting.extend(argument for each in found for argument in each.argnames)
+    return closure
+
+
+def _labels(groups: dict[tuple[object, ...], list[pytest.Function]]) -> dict[Any, str]:
+    """Name the groups of one function by those of their items' ids that tell them apart."""
+    first = next(iter(groups.values()))[0]
+    if read_mark(_mark(first)).per == "params" and hasattr(first, "callspec"):
+        return {key: members[0].callspec.id for key, members in groups.items()}
+    if len(groups) == 1:
+        return dict.fromkeys(groups, "")
+    ids = {
+        key: [tuple(item.callspec._idlist) for item in members] for key, members in groups.items()
+    }
+    places = range(min(len(each) for members in ids.values() for each in members))
+    telling = [
+        place
+        for place in places
+        if all(len({each[place] for each in members}) == 1 for members in ids.values())
+        and len({members[0][place] for members in ids.values()}) > 1
+    ]
+    labels = {key: "-".join(members[0][place] for place in telling) for key, members in ids.items()}
+    if len(set(labels.values())) < len(labels):
+        return {key: f"model{number}" for number, key in enumerate(labels)}
+    return labels
+
+
+def _campaign(
+    members: list[pytest.Function], label: str, budget: SdcBudget, settings: Settings
+) -> list[pytest.Item]:
+    running = [item for item in members if evaluate_skip_marks(item) is None]
+    if not running:
+        return []
+    first = running[0]
+    parent = first.parent
+    assert parent is not None
+    planned = budget.faults or settings.faults or 1
+    protection = budget.protection or settings.protection
+    if "unprotected_model" in first.fixturenames:
+        protection = "none"
+    name = f"{first.originalname}[{label}]" if label else first.originalname
+    start = f"{first.originalname}[{label}-" if label else f"{first.originalname}["
+    plan = GatePlan(
+        key=f"{parent.nodeid}::{name}",
+        prefix=f"{parent.nodeid}::{start}",
+        location=first.location,
+        planned=planned,
+        chunk=settings.chunk or GatePlan.default_chunk(planned),
+        sets=tuple(item.callspec.id if hasattr(item, "callspec") else "" for item in running),
+        budget=budget.percent,
+        confidence=budget.confidence,
+        due_budget=float(budget.due_budget),
+        fault_model=budget.fault_model or settings.fault_model,
+        protection=protection,
+        encoding=settings.encoding,
+        golden=budget.golden,
+        seed=settings.seed,
+        trial_timeout=settings.trial_timeout,
+        replay_options=settings.chosen_options,
+    )
+    campaign = Campaign(plan, running)
+    campaign.chunks = [
+        ChunkItem.from_parent(
+            parent,
+            name=plan.chunk_id(trials).rpartition("::")[2],
+            campaign=campaign,
+            trials=trials,
+        )
+        for trials in plan.chunks
+    ]
+    gate = GateItem.from_parent(
+        parent, name=plan.gate_id.rpartition("::")[2], campaign=campaign
+    )
+    return [*campaign.chunks, gate]

@@ -1,0 +1,201 @@
+"""The fault-free runs of a campaign in one process: what every trial is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from ft2.campaign import Golden, Run, RunSpec, seed_everything
+from pytest_ft2.attempt import Attempt, attempt
+from pytest_ft2.items import Campaign
+from pytest_ft2.plan import GatePlan
+from pytest_ft2.reports import Payload
+
+__all__ = ["CampaignState", "GoldenSet", "golden_payload", "state_of"]
+
+
+@dataclass
+class GoldenSet:
+    """The golden runs of one parameter set in this process.
+
+    Attributes
+    ----------
+    golden:
+        The unprotected run, or None if there is none that can be used.
+    problem:
+        A sentence on why not, or None.
+    """
+
+    label: str
+    golden: Golden | None = None
+    seconds: float = 0.0
+    problem: str | None = None
+    wrong_answer: bool = False
+    payload: Payload = field(default_factory=dict)
+
+
+@dataclass
+class CampaignState:
+    """What one process knows of a campaign.
+
+    Attributes
+    ----------
+    by_item:
+        Digests of the goldens that the user's own items made in this process, by set number.
+    """
+
+    by_item: dict[int, str] = field(default_factory=dict)
+    sets: dict[int, GoldenSet] = field(default_factory=dict)
+
+
+def state_of(campaign: Campaign) -> CampaignState:
+    """Return the campaign's state in this process."""
+    if campaign.state is None:
+        campaign.state = CampaignState()
+    return campaign.state
+
+
+def golden_payload(plan: GatePlan, label: str, **values: Any) -> Payload:
+    """Return what is reported of one golden run."""
+    return {"kind": "golden", "campaign": plan.key, "params": label, **values}
+
+
+class GoldenRunner:
+    """Makes a campaign's golden runs, each set's once in this process.
+
+    Parameters
+    ----------
+    neighbour:
+        An item beside the user's items, for :func:`attempt`.
+    """
+
+    def __init__(self, campaign: Campaign, neighbour: pytest.Item, model_fixture: str) -> None:
+        self.campaign = campaign
+        self.plan = campaign.plan
+        self.state = state_of(campaign)
+        self._neighbour = neighbour
+        self._model_fixture = model_fixture
+
+    def of_set(self, number: int) -> GoldenSet:
+        """Return the golden runs of a set, made now unless they were before."""
+        if number not in self.state.sets:
+            self.state.sets[number] = self._make(number)
+        return self.state.sets[number]
+
+    def again(self, number: int) -> str | None:
+        """Run a set's golden once more; return a sentence if it is another one than before."""
+        known = self.state.sets[number]
+        result, run = self.run(number, RunSpec(record=True))
+        golden = run.golden
+        name = self._named(number)
+        if not result.passed or golden is None:
+            return (
+                f"After the trials the fault-free test {name} fails ({result.shown}): something a "
+                "trial did stays behind; use function-scoped fixtures for what the test changes."
+            )
+        if known.golden is None or golden.digest != known.golden.digest:
+            return (
+                f"After the trials the fault-free test {name} gets other answers from the model "
+                "than before: something a trial did stays behind; use function-scoped fixtures for "
+                "what the test changes."
+            )
+        return None
+
+    def run(self, number: int, spec: RunSpec, seconds: float | None = None) -> tuple[Attempt, Run]:
+        """Run a set's test once, from the golden run's random state."""
+        seed_everything(self.plan.seed, f"{self.plan.key}\n{self.plan.sets[number]}")
+        run = Run(spec)
+        result = attempt(
+            self.campaign.sets[number], self._neighbour, run, self._model_fixture, seconds
+        )
+        return result, run
+
+    def _named(self, number: int) -> str:
+        return self.campaign.sets[number].nodeid
+
+    def _make(self, number: int) -> GoldenSet:
+        made = GoldenSet(self.plan.sets[number])
+        result, run = self.run(number, RunSpec(record=True))
+        golden = run.golden
+        made.seconds = result.seconds
+        made.problem = self._problem(number, result, golden)
+        made.wrong_answer = "call" in result.failed
+        values: Payload = {"passed": result.passed, "skipped": result.skipped}
+        if golden is not None and made.problem is None:
+            made.problem = self._repeat(number, golden)
+        if golden is not None and made.problem is None:
+            made.golden = golden
+            values |= {
+                "digest": golden.digest,
+                "calls": golden.calls,
+                "steps": golden.steps,
+                "share_outside": golden.macs.share_outside,
+            }
+            values |= self._protected(number, made, golden)
+        values["problem"] = made.problem
+        made.payload = golden_payload(self.plan, made.label, **values)
+        return made
+
+    def _problem(self, number: int, result: Attempt, golden: Golden | None) -> str | None:
+        name = self._named(number)
+        if result.skipped is not None:
+            return f"The golden run {name} was skipped: {result.skipped}."
+        if not result.passed:
+            return (
+                f"The golden run {name} fails without any fault ({result.shown}): make it pass, or "
+                'use golden="exclude" to drop the parameter sets that the model answers wrongly.'
+            )
+        if golden is None:
+            return (
+                f"{name} does not use the fixture {self._model_fixture!r}, so no fault can reach "
+                "its model: name the fixture that returns the model with ft2_model_fixture."
+            )
+        if golden.calls == 0:
+            return (
+                f"{name} never calls the model that the fixture {self._model_fixture!r} returned, "
+                "so no fault can change its answer: call that object, not a copy of it."
+            )
+        if golden.space.elements == 0:
+            return (
+                f"{name} calls the model, but no projection of it was seen to run: it was compiled "
+                "or captured before ft2 was attached; compile it in the fixture, or not at all."
+            )
+        return None
+
+    def _repeat(self, number: int, golden: Golden) -> str | None:
+        before = self.state.by_item.get(number)
+        if before is None:
+            result, run = self.run(number, RunSpec(record=True))
+            again = run.golden
+            if not result.passed or again is None:
+                return (
+                    f"The golden run {self._named(number)} passes once and then fails "
+                    f"({result.shown}): make it independent of what ran before."
+                )
+            before = again.digest
+        if before != golden.digest:
+            return (
+                f"The golden run {self._named(number)} does not repeat: two fault-free runs from "
+                "the same random state called the model differently or got different answers."
+            )
+        return None
+
+    def _protected(self, number: int, made: GoldenSet, golden: Golden) -> Payload:
+        if self.plan.protection == "none":
+            return {"changed_by_protection": False, "corrected_values": 0}
+        result, run = self.run(number, RunSpec(protection=self.plan.protection, record=True))
+        protected = run.golden
+        if not result.passed or protected is None:
+            made.problem = (
+                f"Protection {self.plan.protection} alone, without a fault, makes "
+                f"{self._named(number)} fail ({result.shown}): the model cannot be used with it."
+            )
+            return {"changed_by_protection": True, "corrected_values": run.corrected}
+        return {
+            "changed_by_protection": protected.outputs != golden.outputs,
+            "corrected_values": run.corrected,
+            "left_first_token": run.left_first_token,
+            "protected_digest": protected.digest,
+        }

@@ -1,0 +1,278 @@
+"""Turn what reports carry into counts and verdicts. Pure: no pytest, no torch.
+
+What was planned is fixed before the first trial; what was seen is counted by the trial's number, so
+that nothing counts twice and nothing that is lost shrinks the denominator.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ft2.report import CampaignResult
+from ft2.verdict import Budget, Counts, decide, is_lost_already
+from pytest_ft2.plan import GatePlan
+
+__all__ = ["CampaignLedger", "Ledger"]
+
+Payload = dict[str, Any]
+
+_PUBLIC_GOLDEN = ("passed", "changed_by_protection", "corrected_values", "calls", "steps")
+
+
+@dataclass
+class CampaignLedger:
+    """What is known of one campaign.
+
+    Attributes
+    ----------
+    selected:
+        Trials that the session was to run; None until that is known.
+    gate_selected:
+        Whether the session is to decide the gate.
+    """
+
+    plan: GatePlan
+    selected: set[int] | None = None
+    gate_selected: bool = True
+    trials: dict[int, Payload] = field(default_factory=dict)
+    golden: dict[str, list[Payload]] = field(default_factory=dict)
+    noise_holds: bool | None = None
+    problems: list[str] = field(default_factory=list)
+    started: set[str] = field(default_factory=set)
+
+    def note(self, sentence: str) -> None:
+        """Add a problem, once."""
+        if sentence not in self.problems:
+            self.problems.append(sentence)
+
+    def add(self, payload: Payload) -> None:
+        """Take in a trial, a golden run, the run with noise, or a problem."""
+        kind = payload["kind"]
+        if kind == "trial":
+            self._add_trial(payload)
+        elif kind == "golden":
+            self.golden.setdefault(payload["params"], []).append(payload)
+        elif kind == "noise":
+            self.noise_holds = bool(self.noise_holds) or payload["holds"]
+        elif kind == "problem":
+            self.note(payload["sentence"])
+
+    def _add_trial(self, record: Payload) -> None:
+        """Count a trial; two runs of it must agree."""
+        known = self.trials.setdefault(record["trial"], record)
+        if (known["fault"], known["outcome"]) != (record["fault"], record["outcome"]):
+            self.note(
+                f"Trial {record['trial']} ran twice and ended differently ({known['outcome']}, "
+                f"{record['outcome']}): outcomes must not depend on where or when a trial runs."
+            )
+
+    def crashed(self, chunk: range, chunk_id: str) -> None:
+        """Record that the process running a chunk died: its trial is a DUE, the rest is lost."""
+        lost = [trial for trial in chunk if trial not in self.trials]
+        if chunk_id not in self.started or not lost:
+            self.note(
+                f"The worker running {chunk_id} died outside a trial: run it again with -n 0 to "
+                "see why."
+            )
+            return
+        self.trials[lost[0]] = {
+            "kind": "trial",
+            "campaign": self.plan.key,
+            "trial": lost[0],
+            "params": None,
+            "fault": None,
+            "before": None,
+            "after": None,
+            "landed": None,
+            "phase": None,
+            "outcome": "due",
+            "error": "the process died in this trial",
+            "corrected": None,
+            "batch": 1,
+            "seconds": None,
+            "weights": {},
+        }
+        if lost[1:]:
+            self.note(
+                f"A worker died in trial {lost[0]}, which counts as a DUE; {len(lost) - 1} trials "
+                "behind it were lost: run again, with a smaller --ft2-chunk to lose fewer."
+            )
+
+    @property
+    def counts(self) -> Counts:
+        """Outcomes of the planned trials."""
+        outcomes = Counter(record["outcome"] for record in self.trials.values())
+        return Counts(self.plan.planned, outcomes["masked"], outcomes["sdc"], outcomes["due"])
+
+    @property
+    def budget(self) -> Budget:
+        """What the gate allows."""
+        return Budget(self.plan.budget, self.plan.due_budget, self.plan.confidence)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the verdict is certain even if no more reports come."""
+        return self.counts.seen == self.plan.planned or is_lost_already(self.counts, self.budget)
+
+    @property
+    def all_skipped(self) -> str | None:
+        """Why every golden run was skipped, or None."""
+        reasons = [each.get("skipped") for runs in self.golden.values() for each in runs]
+        return reasons[0] if reasons and all(reasons) and not self.trials else None
+
+    @property
+    def excluded(self) -> list[str]:
+        """Parameter sets that the gate leaves out, answered wrongly without a fault."""
+        if self.plan.golden != "exclude":
+            return []
+        return [
+            params
+            for params, runs in self.golden.items()
+            if any(not each["passed"] and not each.get("skipped") for each in runs)
+        ]
+
+    def all_problems(self) -> list[str]:
+        """Return the sentences on what makes the numbers worthless, most telling first."""
+        found = [*self._golden_problems(), *self._selection_problems(), *self.problems]
+        errors = [
+            (number, record["error"])
+            for number, record in sorted(self.trials.items())
+            if record["outcome"] is None
+        ]
+        if errors:
+            number, sentence = errors[0]
+            others = f" {len(errors) - 1} more trials ended so." if len(errors) > 1 else ""
+            found.append(f"In trial {number} {sentence}{others}")
+        if self.noise_holds:
+            found.append(
+                "This assertion holds when the model talks noise, so it cannot see a wrong "
+                "answer: assert on what the model says."
+            )
+        elif self.noise_holds is None and self.trials and not found:
+            found.append("Whether the assertion can fail at all was not tried.")
+        return found
+
+    def result(self, *, finished: bool) -> CampaignResult:
+        """Return the campaign's result; it has a verdict when finished or already decided."""
+        verdict = None
+        if self.gate_selected and self.all_skipped is None and (finished or self.decided):
+            verdict = decide(self.counts, self.budget, self.all_problems())
+            if not finished and self.counts.seen < self.plan.planned:
+                verdict = decide(_as_masked(self.counts), self.budget)
+        known = [runs[-1] for runs in self.golden.values()]
+        shares = [each["share_outside"] for each in known if "share_outside" in each]
+        return CampaignResult(
+            nodeid=self.plan.key,
+            seed=self.plan.seed,
+            fault_model=self.plan.fault_model,
+            protection=self.plan.protection,
+            encoding=self.plan.encoding,
+            budget=self.plan.budget,
+            confidence=self.plan.confidence,
+            due_budget=self.plan.due_budget,
+            counts=self.counts,
+            verdict=verdict,
+            golden=[
+                {"params": each["params"]} | {name: each.get(name) for name in _PUBLIC_GOLDEN}
+                for each in sorted(known, key=lambda each: self._order(each["params"]))
+            ],
+            excluded=self.excluded,
+            trials=[
+                {name: value for name, value in record.items() if name not in ("kind", "campaign")}
+                for _, record in sorted(self.trials.items())
+            ],
+            share_outside=sum(shares) / len(shares) if shares else None,
+            replay_options=self.plan.replay_options,
+        )
+
+    def _order(self, params: str) -> int:
+        return self.plan.sets.index(params) if params in self.plan.sets else len(self.plan.sets)
+
+    def _golden_problems(self) -> Iterable[str]:
+        excluded = set(self.excluded)
+        remaining = [params for params in self.plan.sets if params not in excluded]
+        if 2 * len(remaining) < len(self.plan.sets):
+            yield (
+                f"Only {len(remaining)} of {len(self.plan.sets)} parameter sets are answered "
+                "rightly without a fault; at least half must be."
+            )
+        left_first_token = []
+        for params, runs in self.golden.items():
+            if params in excluded:
+                continue
+            yield from dict.fromkeys(each["problem"] for each in runs if each.get("problem"))
+            named = f"The golden run {self.plan.key}" + (f" [{params}]" if params else "")
+            failed = any(not each["passed"] for each in runs)
+            if failed and not any(each.get("problem") for each in runs):
+                yield f"{named} fails without any fault: make it pass."
+            for name in ("digest", "protected_digest"):
+                if len({each[name] for each in runs if each.get(name)}) > 1:
+                    yield (
+                        f"{named} differs between two processes or two runs: it must call the "
+                        "model alike and get the same answers everywhere."
+                    )
+                    break
+            left_first_token += [
+                each["left_first_token"] for each in runs if "left_first_token" in each
+            ]
+        if left_first_token and not any(left_first_token):
+            yield (
+                f"Protection {self.plan.protection} never left the first token, so it protected "
+                "nothing: pass the cache from forward to forward, or write the decode loop inside "
+                "`with ft2.request(model):`."
+            )
+
+    def _selection_problems(self) -> Iterable[str]:
+        missing = set(range(self.plan.planned)) - (self.selected or set())
+        if self.selected is not None and missing:
+            yield (
+                f"Only {len(self.selected)} of the gate's {self.plan.planned} trials were "
+                f"selected: select the test, {self.plan.key}, rather than parts of what is beside "
+                "it."
+            )
+
+
+def _as_masked(counts: Counts) -> Counts:
+    """Suppose that all missing trials are masked: the best case of an unfinished campaign."""
+    return Counts(
+        counts.planned, counts.planned - counts.sdc - counts.due, counts.sdc, counts.due
+    )
+
+
+class Ledger:
+    """All campaigns of a session."""
+
+    def __init__(self) -> None:
+        self.campaigns: dict[str, CampaignLedger] = {}
+        self.environment: dict[str, Any] = {}
+        self._waiting: dict[str, list[Payload]] = {}
+
+    def add(self, payload: Payload, nodeid: str) -> None:
+        """Take in one thing that a report on `nodeid` carries."""
+        kind = payload["kind"]
+        if kind == "plan":
+            self.plan(GatePlan.from_plain(payload["plan"]))
+            self.environment = payload.get("environment") or self.environment
+            return
+        if kind == "started":
+            for campaign in self.campaigns.values():
+                if nodeid.startswith(campaign.plan.prefix):
+                    campaign.started.add(nodeid)
+            return
+        campaign = self.campaigns.get(payload["campaign"])
+        if campaign is None:
+            # A user's own item can run before anything that knows the campaign's plan.
+            self._waiting.setdefault(payload["campaign"], []).append(payload)
+        else:
+            campaign.add(payload)
+
+    def plan(self, plan: GatePlan) -> CampaignLedger:
+        """Return the ledger of a plan's campaign, new if there is none yet."""
+        if plan.key not in self.campaigns:
+            campaign = self.campaigns[plan.key] = CampaignLedger(plan)
+            for payload in self._waiting.pop(plan.key, []):
+                campaign.add(payload)
+        return self.campaigns[plan.key]

@@ -1,0 +1,97 @@
+"""The ``sdc_budget`` marker: its signature, and what it asks for."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from pytest_ft2.options import FAULT_MODELS, PROTECTIONS
+
+__all__ = ["SIGNATURE", "SdcBudget", "read_mark"]
+
+SIGNATURE = (
+    "sdc_budget(percent, *, confidence=None, due_budget=5, faults=None, fault_model=None, "
+    'protection=None, golden="require", per="model")'
+)
+
+
+@dataclass(frozen=True)
+class SdcBudget:
+    """What one ``sdc_budget`` marker asks for; None where it leaves that to the options."""
+
+    percent: float
+    confidence: float | None
+    due_budget: float
+    faults: int | None
+    fault_model: str | None
+    protection: str | None
+    golden: Literal["require", "exclude"]
+    per: Literal["model", "params"]
+
+
+def _signature(
+    percent: Any,
+    *,
+    confidence: Any = None,
+    due_budget: Any = 5,
+    faults: Any = None,
+    fault_model: Any = None,
+    protection: Any = None,
+    golden: Any = "require",
+    per: Any = "model",
+) -> None:
+    """The marker's arguments, for :func:`inspect.signature`."""
+
+
+def read_mark(mark: pytest.Mark) -> SdcBudget:
+    """Read and check a marker.
+
+    Raises
+    ------
+    ValueError
+        If an argument is missing, unknown, or has a value that it cannot have; the message is one
+        sentence.
+    """
+    try:
+        bound = inspect.signature(_signature).bind(*mark.args, **mark.kwargs)
+    except TypeError as error:
+        raise ValueError(f"sdc_budget: {error}; write {SIGNATURE}") from None
+    bound.apply_defaults()
+    given = bound.arguments
+    _check(_is_number(given["percent"], 0, 100), "percent", given, "a number from 0 to 100")
+    _check(_is_number(given["due_budget"], 0, 100), "due_budget", given, "a number from 0 to 100")
+    confidence = given["confidence"]
+    _check(
+        confidence is None or (_is_number(confidence, 0.5, 1) and 0.5 < confidence < 1),
+        "confidence",
+        given,
+        "None or a number between 0.5 and 1, such as 0.95",
+    )
+    faults = given["faults"]
+    _check(
+        faults is None or (isinstance(faults, int) and not isinstance(faults, bool) and faults > 0),
+        "faults",
+        given,
+        "None or a whole number from 1",
+    )
+    for name, choices in (
+        ("fault_model", (None, *FAULT_MODELS)),
+        ("protection", (None, *PROTECTIONS)),
+        ("golden", ("require", "exclude")),
+        ("per", ("model", "params")),
+    ):
+        _check(given[name] in choices, name, given, f"one of {', '.join(map(repr, choices))}")
+    return SdcBudget(**{**given, "percent": float(given["percent"])})
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and least <= value <= most
+
+
+def _check(right: bool, name: str, given: dict[str, Any], should_be: str) -> None:
+    if not right:
+        raise ValueError(f"sdc_budget: {name} should be {should_be}, not {given[name]!r}")

@@ -1,0 +1,230 @@
+"""Command-line options, their ini twins, and what they say together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = [
+    "ENCODINGS",
+    "FAULT_MODELS",
+    "PROTECTIONS",
+    "SETTINGS",
+    "Settings",
+    "add_options",
+    "read_settings",
+]
+
+# The names are repeated here because the registries they come from import torch; a test compares.
+FAULT_MODELS = ("1-bit", "2-bit", "exp")
+PROTECTIONS = ("ft2", "none")
+ENCODINGS = ("fp16", "bf16", "fp32", "fp64", "fp8-e4m3", "fp8-e5m2")
+DTYPES = ("float32", "float16", "bfloat16", "auto")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line and the ini file ask for.
+
+    Attributes
+    ----------
+    faults:
+        Trials per gate; 0 switches campaigns off.
+    chosen_options:
+        The options given on the command line that a trial depends on, to replay it.
+    """
+
+    faults: int
+    fault_model: str
+    protection: str
+    seed: int
+    chunk: int | None
+    encoding: str | None
+    trial_timeout: float | None
+    json: Path | None
+    replay: tuple[str, int] | None
+    model: str | None
+    device: str | None
+    dtype: str
+    model_fixture: str
+    chosen_options: tuple[str, ...]
+
+    @property
+    def active(self) -> bool:
+        """Whether gates are measured in this session."""
+        return self.faults > 0 or self.replay is not None
+
+
+SETTINGS = pytest.StashKey[Settings]()
+
+
+@dataclass(frozen=True)
+class _Option:
+    name: str
+    metavar: str
+    help: str
+    default: str | None
+    read: Callable[[str], Any]
+    shapes_a_trial: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--ft2-" + self.name.replace("_", "-")
+
+    @property
+    def ini(self) -> str:
+        return "ft2_" + self.name
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise ValueError(f"should be a whole number from {least}")
+        return int(text)
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError("should be a number of seconds above 0")
+    return seconds
+
+
+def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"should be one of {', '.join(names)}")
+        return text
+
+    return read
+
+
+def _file_to_write(text: str) -> Path:
+    path = Path(text).absolute()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError("should be a file in a directory that exists")
+    return path
+
+
+def _trial(text: str) -> tuple[str, int]:
+    test, _, trial = text.rpartition("#")
+    if "::" not in test or not trial.isdecimal():
+        raise ValueError("should read TEST#TRIAL, such as test_qa.py::test_capital#137")
+    return test, int(trial)
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("should not be empty")
+    return text
+
+
+_OPTIONS = (
+    _Option("faults", "N", "trials per gate, one fault each; 0: no campaign", "0", _whole(0)),
+    _Option(
+        "fault_model",
+        "NAME",
+        f"which bits a fault flips: {', '.join(FAULT_MODELS)}",
+        "1-bit",
+        _one_of(FAULT_MODELS),
+        shapes_a_trial=True,
+    ),
+    _Option(
+        "protection",
+        "NAME",
+        f"policy on the model in trials: {', '.join(PROTECTIONS)}",
+        "ft2",
+        _one_of(PROTECTIONS),
+        shapes_a_trial=True,
+    ),
+    _Option(
+        "seed",
+        "S",
+        "whole number that determines every fault",
+        "0",
+        _whole(0),
+        shapes_a_trial=True,
+    ),
+    _Option("chunk", "K", "trials per item; default: 50, more for large campaigns", None, _whole(1)),
+    _Option(
+        "encoding",
+        "NAME",
+        f"number format whose bits are flipped: {', '.join(ENCODINGS)}; default: the value's own",
+        None,
+        _one_of(ENCODINGS),
+        shapes_a_trial=True,
+    ),
+    _Option(
+        "trial_timeout",
+        "SECONDS",
+        "a trial that takes longer is a DUE; default: 20 times the golden run, at least 10",
+        None,
+        _seconds,
+    ),
+    _Option("json", "FILE", "write records and verdicts there", None, _file_to_write),
+    _Option("replay", "TEST#TRIAL", "run one trial again and show what it does", None, _trial),
+    _Option("model", "PATH_OR_ID", "model that the ft2_model fixture loads", None, _text),
+    _Option("device", "DEVICE", "device of the ft2_model fixture's model", None, _text),
+    _Option(
+        "dtype",
+        "DTYPE",
+        f"dtype of the ft2_model fixture's model: {', '.join(DTYPES)}",
+        "auto",
+        _one_of(DTYPES),
+    ),
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register the options and their ini twins."""
+    group = parser.getgroup("ft2", "soft errors in language models (ft2)")
+    for option in _OPTIONS:
+        default = "" if option.default is None else f"; default: {option.default}"
+        group.addoption(
+            option.flag,
+            dest=option.ini,
+            metavar=option.metavar,
+            default=None,
+            help=f"{option.help}{default} (ini: {option.ini})",
+        )
+        parser.addini(option.ini, f"{option.help}{default}; as {option.flag}", default=None)
+    parser.addini(
+        "ft2_model_fixture",
+        "name of the fixture that returns the model under test; default: ft2_model",
+        default=None,
+    )
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Read and check the options; an option beats its ini twin.
+
+    Raises
+    ------
+    pytest.UsageError
+        If one has a value that it cannot have; the message says which and what would be right.
+    """
+    values: dict[str, Any] = {}
+    chosen: list[str] = []
+    for option in _OPTIONS:
+        given = config.getoption(option.ini)
+        from_ini = config.getini(option.ini)
+        text = given if given is not None else from_ini or option.default
+        try:
+            values[option.name] = None if text is None else option.read(text)
+        except ValueError as error:
+            place = option.flag if given is not None else f"ini option {option.ini}"
+            raise pytest.UsageError(f"{place}: {error}, not {text!r}") from None
+        if given is not None and option.shapes_a_trial:
+            chosen.append(f"{option.flag}={given}")
+    fixture = config.getini("ft2_model_fixture") or "ft2_model"
+    return Settings(**values, model_fixture=fixture, chosen_options=tuple(chosen))

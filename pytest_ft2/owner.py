@@ -1,0 +1,208 @@
+"""The process that owns the session: it counts what is reported, and decides the gates."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest._code.code import ReprFileLocation, TerminalRepr
+from _pytest._io import TerminalWriter
+
+from ft2.report import CampaignResult, markdown_page, notes, table, write_document
+from pytest_ft2.ledger import CampaignLedger, Ledger
+from pytest_ft2.options import Settings
+from pytest_ft2.reports import payloads
+
+__all__ = ["Owner"]
+
+_GATE = re.compile(r"(?P<prefix>.*[\[-])gate\](@.*)?")
+
+
+class _Sentence(TerminalRepr):
+    """A gate's reason, as pytest shows failures."""
+
+    def __init__(self, text: str, path: str, line: int | None) -> None:
+        self.text = text
+        self.reprcrash = ReprFileLocation(path, (line or 0) + 1, text)
+
+    def toterminal(self, tw: TerminalWriter) -> None:
+        tw.line(self.text, red=True)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Owner:
+    """Counts reports against plans; emits a gate's reports when all trials are in."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.ledger = Ledger()
+        self.ids: Sequence[str] = ()
+        self._config = config
+        self._settings = settings
+        self._reported: set[str] = set()
+        self._nodes: dict[str, Any] = {}
+        self._internal_error = False
+        self._finished = False
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if session.items:
+            self.ids = [item.nodeid for item in session.items]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._reported.add(report.nodeid)
+        if hasattr(report, "node"):
+            self._nodes[report.nodeid] = report.node
+        for payload in payloads(report):
+            self.ledger.add(payload, report.nodeid)
+        if report.when == "???":  # type: ignore[comparison-overlap]
+            self._crashed(report.nodeid)
+
+    def pytest_internalerror(self) -> None:
+        self._internal_error = True
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        if session.config.option.collectonly:
+            return (yield)
+        try:
+            result = yield
+        except BaseException:
+            self._emit_gates(finished=False)
+            raise
+        self._finished = not (session.shouldfail or session.shouldstop)
+        self._emit_gates(finished=self._finished)
+        if self._internal_error:
+            # A worker's internal error alone can leave the exit status 0 (pytest-xdist#1017).
+            pytest.exit("an internal error occurred, so the gates prove nothing", returncode=3)
+        return result
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if session.config.option.collectonly:
+            return
+        results = self.results()
+        if self._settings.json is not None:
+            write_document(self._settings.json, results, self.ledger.environment)
+        page = os.environ.get("GITHUB_STEP_SUMMARY")
+        if page and results:
+            with Path(page).open("a", encoding="utf-8") as file:
+                file.write(markdown_page(results))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        results = self.results()
+        if not results:
+            if self.ids and not self._config.option.collectonly:
+                terminalreporter.write_line(
+                    "ft2: no gate ran: mark a test with @pytest.mark.sdc_budget(PERCENT)"
+                )
+            return
+        terminalreporter.section("silent data corruption (ft2)")
+        for line in table(results).splitlines():
+            terminalreporter.write_line(line)
+        for result in results:
+            good = result.verdict is not None and result.verdict.name == "pass"
+            terminalreporter.write_line("")
+            terminalreporter.write_line(result.nodeid, bold=True, green=good, red=not good)
+            for line in notes(result):
+                terminalreporter.write_line(f"  {line}")
+
+    def results(self) -> list[CampaignResult]:
+        """Return every campaign's result as it stands."""
+        return [
+            campaign.result(finished=self._finished) for campaign in self.ledger.campaigns.values()
+        ]
+
+    def _crashed(self, nodeid: str) -> None:
+        for campaign in self.ledger.campaigns.values():
+            for trials in campaign.plan.chunks:
+                chunk_id = campaign.plan.chunk_id(trials)
+                if _is(nodeid, chunk_id):
+                    campaign.crashed(trials, nodeid)
+
+    def _emit_gates(self, *, finished: bool) -> None:
+        for campaign in self.ledger.campaigns.values():
+            self._see_selection(campaign)
+        for nodeid in self.ids:
+            gate = _GATE.fullmatch(nodeid)
+            if gate is None:
+                continue
+            planned = [
+                campaign
+                for campaign in self.ledger.campaigns.values()
+                if _is(nodeid, campaign.plan.gate_id)
+            ]
+            if planned:
+                self._emit_gate(nodeid, planned[0], finished=finished)
+            elif finished and self._is_silent_gate(nodeid, gate["prefix"]):
+                path = nodeid.partition("::")[0]
+                sentence = (
+                    "No worker got as far as this gate's first trial, so nothing was tested: look "
+                    "at the errors above."
+                )
+                self._emit(nodeid, (path, None, nodeid.partition("::")[2]), sentence)
+
+    def _is_silent_gate(self, nodeid: str, prefix: str) -> bool:
+        return nodeid not in self._reported and any(
+            other.startswith(f"{prefix}faults-") for other in self.ids
+        )
+
+    def _see_selection(self, campaign: CampaignLedger) -> None:
+        plan = campaign.plan
+        ids = {nodeid.partition("@")[0] if "]@" in nodeid else nodeid for nodeid in self.ids}
+        campaign.selected = {
+            trial for trials in plan.chunks if plan.chunk_id(trials) in ids for trial in trials
+        }
+        campaign.gate_selected = plan.gate_id in ids
+
+    def _emit_gate(self, nodeid: str, campaign: CampaignLedger, *, finished: bool) -> None:
+        location = campaign.plan.location
+        if campaign.all_skipped is not None:
+            if finished:
+                self._emit(nodeid, location, skipped=campaign.all_skipped)
+            return
+        verdict = campaign.result(finished=finished).verdict
+        if verdict is not None:
+            failure = None if verdict.name == "pass" else f"{verdict.name}: {verdict.reason}"
+            self._emit(nodeid, location, failure)
+
+    def _emit(
+        self,
+        nodeid: str,
+        location: tuple[str, int | None, str],
+        failure: str | None = None,
+        skipped: str | None = None,
+    ) -> None:
+        hook = self._config.hook
+        path, line, _ = location
+        location = (path, line, nodeid.rpartition("::")[2])
+        hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
+        for when in ("setup", "call", "teardown"):
+            outcome, shown = "passed", None
+            if skipped is not None and when == "call":
+                continue
+            if skipped is not None and when == "setup":
+                outcome, shown = "skipped", (path, (line or 0) + 1, skipped)
+            elif failure is not None and when == "call":
+                outcome, shown = "failed", _Sentence(failure, path, line)
+            report = pytest.TestReport(
+                nodeid=nodeid,
+                location=location,
+                keywords={},
+                outcome=outcome,  # type: ignore[arg-type]
+                longrepr=shown,
+                when=when,  # type: ignore[arg-type]
+            )
+            if nodeid in self._nodes:
+                # junit tells testcases apart by node id and worker: this one has begun on a worker.
+                report.node = self._nodes[nodeid]  # type: ignore[attr-defined]
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
+
+
+def _is(nodeid: str, name: str) -> bool:
+    """Whether a node id is `name`, which ``--dist loadgroup`` may have given a suffix."""
+    return nodeid == name or nodeid.startswith(f"{name}@")

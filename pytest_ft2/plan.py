@@ -1,0 +1,83 @@
+"""What one gate will do: its trials, its chunks and what decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["GatePlan"]
+
+_LEAST_CHUNK = 50
+_MOST_CHUNKS = 1000
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """A gate's plan, the same in every process; all its values are plain.
+
+    Attributes
+    ----------
+    key:
+        The campaign's name: the test's node id, with the model's parameters where it has any.
+    prefix:
+        The node ids of its chunks and its gate up to where they differ.
+    location:
+        Where the test stands, as pytest's reports give it.
+    planned:
+        Number of trials.
+    chunk:
+        Trials per item.
+    sets:
+        Ids of the parameter sets that the campaign pools; trial i belongs to set i mod their
+        number. An empty id where the test has no parameters.
+    """
+
+    key: str
+    prefix: str
+    location: tuple[str, int | None, str]
+    planned: int
+    chunk: int
+    sets: tuple[str, ...]
+    budget: float
+    confidence: float | None
+    due_budget: float
+    fault_model: str
+    protection: str
+    encoding: str | None
+    golden: str
+    seed: int
+    trial_timeout: float | None
+    replay_options: tuple[str, ...]
+
+    @staticmethod
+    def default_chunk(planned: int) -> int:
+        """Return the trials per item that keep the number of items small."""
+        return max(_LEAST_CHUNK, -(-planned // _MOST_CHUNKS))
+
+    @property
+    def gate_id(self) -> str:
+        """Node id of the gate."""
+        return f"{self.prefix}gate]"
+
+    @property
+    def chunks(self) -> Iterator[range]:
+        """The trials of each chunk."""
+        for first in range(0, self.planned, self.chunk):
+            yield range(first, min(first + self.chunk, self.planned))
+
+    def chunk_id(self, trials: range) -> str:
+        """Return the node id of the chunk that runs `trials`."""
+        return f"{self.prefix}faults-{trials[0]}-{trials[-1]}]"
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return the plan as plain values, to travel on a report."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> GatePlan:
+        """Return the plan that :meth:`as_plain` made `values` of."""
+        tuples = {
+            name: tuple(values[name]) for name in ("location", "sets", "replay_options")
+        }
+        return cls(**{**values, **tuples})

@@ -1,0 +1,38 @@
+"""The protocols of chunks and gates."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_ft2.golden_items import adopt
+from pytest_ft2.items import ChunkItem, GateItem
+from pytest_ft2.options import Settings
+from pytest_ft2.reports import send
+
+__all__ = ["Campaigns"]
+
+
+class Campaigns:
+    """Runs chunks; leaves gates to the owner of the session."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            if isinstance(item, GateItem):
+                adopt(item.campaign)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> object:
+        if isinstance(item, ChunkItem):
+            from pytest_ft2.chunk import run_chunk
+
+            run_chunk(item, nextitem)
+            return True
+        if isinstance(item, GateItem):
+            send(item, "plan", [{"kind": "plan", "plan": item.campaign.plan.as_plain()}])
+            item.session._setupstate.teardown_exact(nextitem)
+            return True
+        return None

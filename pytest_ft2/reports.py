@@ -1,0 +1,69 @@
+"""Reports that carry what a process learned to the process that decides.
+
+Their values are plain: xdist drops a whole test, silently, when a report holds anything else.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+__all__ = ["Payload", "payloads", "send"]
+
+Payload = dict[str, Any]
+
+
+def send(
+    item: pytest.Item,
+    when: str,
+    payload: list[Payload],
+    *,
+    failure: str | None = None,
+    seconds: float = 0.0,
+    sections: list[tuple[str, str]] | None = None,
+) -> None:
+    """Report on `item`, with `payload` for whoever decides the gate.
+
+    Parameters
+    ----------
+    when:
+        The phase: pytest's own, or one of ours, which junit and ``--lf`` do not count.
+    failure:
+        What went wrong; None makes the report a passed one.
+    """
+    _check_plain(payload)
+    now = time.time()
+    report = pytest.TestReport(
+        nodeid=item.nodeid,
+        location=item.location,
+        keywords=dict.fromkeys(item.keywords, 1),
+        outcome="passed" if failure is None else "failed",
+        longrepr=failure,
+        when=when,  # type: ignore[arg-type]
+        duration=seconds,
+        start=now - seconds,
+        stop=now,
+        sections=sections or [],
+        ft2=payload,
+    )
+    item.ihook.pytest_runtest_logreport(report=report)
+
+
+def payloads(report: pytest.TestReport) -> list[Payload]:
+    """Return what a report carries."""
+    return getattr(report, "ft2", [])
+
+
+def _check_plain(value: object) -> None:
+    """Refuse what xdist cannot carry; a subclass of str, or a numpy number, is such a thing."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_plain(key)
+            _check_plain(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            _check_plain(entry)
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise TypeError(f"a report cannot carry {value!r}, a {type(value).__name__}")
