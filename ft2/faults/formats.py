@@ -66,7 +66,9 @@ def number_format(name: str) -> NumberFormat:
     try:
         return FORMATS[name]
     except KeyError:
-        raise ValueError(f"unknown number format {name!r}: use one of {', '.join(FORMATS)}") from None
+        raise ValueError(
+            f"unknown number format {name!r}: use one of {', '.join(FORMATS)}"
+        ) from None
 
 
 def format_of(dtype: torch.dtype) -> NumberFormat:
@@ -86,12 +88,12 @@ def format_of(dtype: torch.dtype) -> NumberFormat:
 
 
 def flip(value: Tensor, bits: Sequence[int], encoding: NumberFormat) -> Tensor:
-    """Flip bits of one number, on the device it is on and without waiting for it.
+    """Flip bits of a number, on the device it is on and without waiting for it.
 
     Parameters
     ----------
     value:
-        One element, shape (), of any floating-point dtype.
+        The number, of any floating-point dtype; of several, each is flipped.
     bits:
         Numbers of the bits to flip, 0 the least significant.
     encoding:
@@ -122,8 +124,8 @@ def flip(value: Tensor, bits: Sequence[int], encoding: NumberFormat) -> Tensor:
     mask = sum(1 << bit for bit in bits)
     if encoding.pattern_dtype.is_signed and mask >> (encoding.width - 1):
         mask -= 1 << encoding.width
-    flipped = value.to(encoding.dtype).reshape(1).view(encoding.pattern_dtype) ^ mask
-    return flipped.view(encoding.dtype).to(value.dtype).reshape(value.shape)
+    flipped = value.to(encoding.dtype).view(encoding.pattern_dtype) ^ mask
+    return flipped.view(encoding.dtype).to(value.dtype)
 
 
 def pattern(value: Tensor, encoding: NumberFormat) -> int:

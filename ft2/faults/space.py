@@ -81,9 +81,7 @@ class Step:
         """Return (execution, row, position, neuron) of the step's element `index`."""
         chosen = bisect_right(self._ends, index)
         execution = self.executions[chosen]
-        token, neuron = divmod(
-            index - (self._ends[chosen] - execution.elements), execution.columns
-        )
+        token, neuron = divmod(index - (self._ends[chosen] - execution.elements), execution.columns)
         for row, start, stop in execution.real:
             if token < stop - start:
                 return execution, row, execution.first_position + start + token, neuron

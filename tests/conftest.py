@@ -1,0 +1,3 @@
+"""Plugins that the tests of this project use."""
+
+pytest_plugins = ["pytester"]

@@ -1,0 +1,214 @@
+"""Models compiled before anything is attached: heard and tapped, or refused aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.callback import callback_handler
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, PreTrainedModel
+
+import ft2
+from ft2.forward import Clock, Listener, Order, tap
+from tests.forward.heard import listening
+from tests.tiny_models import tiny_model
+
+_PROMPT = torch.tensor([[5, 6, 7, 8]])
+_LAYER = "model.layers.0.mlp.up_proj"
+_FAULT = ft2.Fault(call=0, step=0, layer=_LAYER, row=0, position=2, neuron=3, bits=(30,))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Generator[None, None, None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _model() -> PreTrainedModel:
+    # One block: compiling more of them takes longer and shows no more.
+    return tiny_model("llama", num_hidden_layers=1)
+
+
+def _its_forward(model: PreTrainedModel) -> Callable[[Tensor], Any]:
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+def _wrapped(model: PreTrainedModel) -> Callable[[Tensor], Any]:
+    return torch.compile(model, backend="aot_eager")
+
+
+def _in_place(model: PreTrainedModel) -> Callable[[Tensor], Any]:
+    model.compile(backend="eager")
+    return model
+
+
+def _its_blocks(model: PreTrainedModel) -> Callable[[Tensor], Any]:
+    for block in model.model.layers:
+        block.compile(backend="eager")
+    return model
+
+
+def _a_function_around_it(model: PreTrainedModel) -> Callable[[Tensor], Any]:
+    return torch.compile(lambda ids: model(ids), backend="eager")
+
+
+_WAYS = [_its_forward, _wrapped, _in_place, _its_blocks, _a_function_around_it]
+
+
+@pytest.mark.parametrize("compiled", _WAYS)
+def test_a_fault_lands_in_a_model_compiled_and_run_before(
+    compiled: Callable[[PreTrainedModel], Callable[[Tensor], Any]],
+) -> None:
+    plain = _model()
+    expected = plain(_PROMPT).logits
+    with ft2.inject(plain, _FAULT):
+        faulty = plain(_PROMPT).logits
+    model = _model()
+    run = compiled(model)
+    torch.testing.assert_close(run(_PROMPT).logits, expected)
+    with listening(model) as heard, ft2.inject(model, _FAULT) as injection:
+        found = run(_PROMPT).logits
+    assert injection.landed
+    assert heard.steps == [(0, 0, 4)]
+    torch.testing.assert_close(found, faulty)
+    torch.testing.assert_close(run(_PROMPT).logits, expected)
+
+
+def test_faults_land_beyond_the_number_of_times_a_frame_is_compiled() -> None:
+    model = _model()
+    run = _its_forward(model)
+    run(_PROMPT)
+    limit = torch._dynamo.config.recompile_limit
+    landed = []
+    for _ in range(limit + 2):
+        with ft2.inject(model, _FAULT) as injection:
+            run(_PROMPT)
+        landed.append(injection.landed)
+    assert landed == [True] * (limit + 2)
+
+
+def test_a_model_compiled_while_something_was_attached_is_clean_afterwards() -> None:
+    model = _model()
+    expected = model(_PROMPT).logits
+    attached = tap(model.get_submodule(_LAYER), Order.INJECT, torch.zeros_like)
+    with listening(model):
+        run = torch.compile(model, backend="eager")
+        assert not torch.equal(run(_PROMPT).logits, expected)
+    attached.remove()
+    torch.testing.assert_close(run(_PROMPT).logits, expected)
+
+
+def test_a_static_cache_that_generate_compiles_is_heard_step_by_step() -> None:
+    model = _model()
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    options: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+
+    def generate() -> Tensor:
+        return model.generate(
+            _PROMPT, cache_implementation="static", compile_config=config, **options
+        )
+
+    expected = model.generate(_PROMPT, **options)
+    counters.clear()
+    assert torch.equal(generate(), expected)
+    assert counters["stats"]["unique_graphs"] > 0
+    for step in (0, 3):
+        fault = ft2.Fault(call=0, step=step, layer=_LAYER, row=0, position=0, neuron=3, bits=(30,))
+        with listening(model) as heard, ft2.inject(model, fault) as injection:
+            generate()
+        assert injection.landed
+        assert [step for _, step, _ in heard.steps] == [0, 1, 2, 3, 4]
+    assert torch.equal(generate(), expected)
+
+
+def test_a_call_that_generate_compiled_while_something_listened_works_afterwards() -> None:
+    model = _model()
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    options: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    expected = model.generate(_PROMPT, **options)
+    options |= {"cache_implementation": "static", "compile_config": config}
+    for _ in range(2):
+        with listening(model) as heard:
+            assert torch.equal(model.generate(_PROMPT, **options), expected)
+        assert [step for _, step, _ in heard.steps] == [0, 1, 2, 3]
+        assert torch.equal(model.generate(_PROMPT, **options), expected)
+
+
+def test_what_listens_is_never_compiled() -> None:
+    class Asks(Listener):
+        compiling: list[bool] = []
+
+        def forward_started(self, forward: object) -> None:
+            self.compiling.append(torch.compiler.is_compiling())
+
+        def forward_finished(self, forward: object, output: Any) -> None:
+            self.compiling.append(torch.compiler.is_compiling())
+
+    model = _model()
+    run = torch.compile(model, backend="eager")
+    clock = Clock.listen(model, asks := Asks())
+    run(_PROMPT)
+    clock.dismiss(model, asks)
+    assert asks.compiling == [False] * 2
+
+
+@pytest.mark.parametrize("compiled", [_its_forward, _wrapped])
+def test_counting_steps_compiles_nothing_anew(
+    compiled: Callable[[PreTrainedModel], Callable[[Tensor], Any]],
+) -> None:
+    model = _model()
+    run = compiled(model)
+    started: list[Any] = []
+    with listening(model) as heard, ft2.request(model):
+        run(_PROMPT)
+        callback_handler.register_start_callback(started.append)
+        try:
+            for _ in range(6):
+                run(_PROMPT)
+        finally:
+            callback_handler.remove_start_callback(started.append)
+    assert [step for _, step, _ in heard.steps] == list(range(7))
+    assert started == []
+
+
+def test_a_compiled_call_that_cannot_be_heard_is_refused_aloud() -> None:
+    model = _model().base_model
+    run = torch.compile(model, backend="eager")
+    expected = run(_PROMPT).last_hidden_state
+    fault = ft2.Fault(
+        call=0, step=0, layer="layers.0.mlp.up_proj", row=0, position=0, neuron=0, bits=(0,)
+    )
+    with (
+        ft2.inject(model, fault) as injection,
+        pytest.raises(RuntimeError, match="a layer of the model ran outside a call"),
+    ):
+        run(_PROMPT)
+    assert not injection.fired
+    torch.testing.assert_close(run(_PROMPT).last_hidden_state, expected)
+
+
+def test_a_layer_run_by_itself_is_refused_aloud() -> None:
+    model = _model()
+    with (
+        ft2.inject(model, _FAULT),
+        pytest.raises(RuntimeError, match="a layer of the model ran outside a call"),
+    ):
+        model.get_submodule(_LAYER)(torch.zeros(1, 1, 16))
+
+
+def test_a_model_compiled_in_one_graph_is_refused_rather_than_unheard() -> None:
+    model = _model()
+    model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
+    expected = model(_PROMPT).logits
+    with ft2.inject(model, _FAULT) as injection, pytest.raises(torch._dynamo.exc.Unsupported):
+        model(_PROMPT)
+    assert not injection.fired
+    torch.testing.assert_close(model(_PROMPT).logits, expected)
