@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -40,7 +40,6 @@ class Call:
     ended: Tensor | None = None
     attention_mask: Tensor | None = None
     result: Any = None
-    states: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

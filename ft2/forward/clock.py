@@ -267,8 +267,10 @@ def _worn(clock: Clock, model: nn.Module) -> list[tuple[nn.Module, Disguise]]:
 
 
 def _announcers(model: nn.Module) -> list[nn.Module]:
-    stack = getattr(model, "base_model", None)
-    return [model] if stack is None or stack is model else [model, stack]
+    # Some heads go past their base model, straight to its decoder (OPT).
+    base = getattr(model, "base_model", None)
+    announcers = [model, base, getattr(base, "decoder", None)]
+    return list(dict.fromkeys(each for each in announcers if isinstance(each, nn.Module)))
 
 
 def _disguises(clock: Clock, model: nn.Module) -> list[Disguise]:

@@ -212,3 +212,13 @@ def test_a_model_compiled_in_one_graph_is_refused_rather_than_unheard() -> None:
         model(_PROMPT)
     assert not injection.fired
     torch.testing.assert_close(model(_PROMPT).logits, expected)
+
+
+def test_an_opt_that_was_compiled_and_run_before_is_still_protected() -> None:
+    model = tiny_model("opt")
+    ids = torch.tensor([[1, 5, 9, 11]])
+    compiled = torch.compile(model, backend="eager")
+    expected = compiled(ids).logits
+    with ft2.protect(model) as protection:
+        assert torch.equal(compiled(ids).logits, expected)
+    assert protection.counts == [0]
