@@ -129,6 +129,9 @@ class Clock:
 
     def token_generated(self, call: Call, ended: Tensor) -> None:
         """Count a step of `call`; `ended` is bool (rows,), the rows that are complete now."""
+        # Assisted decoding asks the criteria about its candidates too, before any forward.
+        if call.step < call.tokens_generated:
+            return
         call.tokens_generated += 1
         # In a beam search these are candidates, not the rows of the batch.
         if call.rows_per_request == 1:

@@ -112,18 +112,19 @@ def restrict(
     below, above:
         (rows, 1, 1), as :func:`widen` returns them.
     corrected:
-        int64 (requests,), where rows is a multiple of requests; updated in place.
+        int64 (requests,), where rows is a multiple of requests: counts the values that are other
+        ones now; updated in place.
 
     Returns
     -------
     Tensor
         The restricted output, in the shape and dtype of `output`.
     """
-    nan = output != output
-    wide = torch.where(nan, 0, output).to(below.dtype)
-    clipped = torch.clamp(wide, below, above)
-    wrong = (nan | (clipped != wide)).detach()
+    # Few kernels matter here: in eager mode each one costs a launch in every layer and step.
+    clean = torch.nan_to_num(output, nan=0.0)
+    restricted = torch.clamp(clean, below, above).to(output.dtype)
+    wrong = (restricted != output).detach()
     if live is not None:
         wrong = wrong & live[..., None]
     corrected.add_(wrong.reshape(corrected.shape[0], -1).sum(1))
-    return clipped.to(output.dtype)
+    return restricted

@@ -100,14 +100,12 @@ def check_restriction(output: Tensor, live: Tensor | None, low: Tensor, high: Te
     zeroed = np.where(np.isnan(values), 0.0, values)
     lower, upper = in_numpy(below), in_numpy(above)
     clipped = np.minimum(np.maximum(zeroed, lower), upper)
-    wrong = np.isnan(values) | (clipped != zeroed)
+    expected = rounded(clipped.astype(NUMPY[bounds_dtype(output.dtype)]), output.dtype)
+    wrong = np.isnan(values) | (expected != values)
     if live is not None:
         wrong &= live.numpy()[..., None]
     assert restricted.dtype == output.dtype
-    kept_in = NUMPY[bounds_dtype(output.dtype)]
-    np.testing.assert_array_equal(
-        in_numpy(restricted), rounded(clipped.astype(kept_in), output.dtype)
-    )
+    np.testing.assert_array_equal(in_numpy(restricted), expected)
     per_request = wrong.reshape(low.shape[0], -1).sum(1)
     np.testing.assert_array_equal(corrected.numpy(), per_request)
 

@@ -1,0 +1,96 @@
+"""The same on a GPU: faults land, protection corrects them, compiled decoding included."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import ft2
+from tests.tiny_models import tiny_model
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+_LAYER = "model.layers.1.mlp.up_proj"
+_MODES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "prefill in chunks": {"prefill_chunk_size": 2},
+    "static cache, compiled": {"cache_implementation": "static"},
+    "without a cache": {"use_cache": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Generator[None, None, None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _say(model: PreTrainedModel, **options: Any) -> Tensor:
+    prompt = torch.tensor([[0, 0, 1, 5, 9, 11], [1, 5, 9, 11, 7, 3]], device="cuda")
+    return model.generate(
+        prompt,
+        attention_mask=(prompt != 0).long(),
+        max_new_tokens=10,
+        do_sample=False,
+        eos_token_id=None,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", _MODES)
+def test_a_fault_lands_on_the_gpu_and_is_corrected(mode: str, dtype: torch.dtype) -> None:
+    model = tiny_model("llama", dtype=dtype).to("cuda")
+    width = {torch.float32: 32, torch.float16: 16, torch.bfloat16: 16}[dtype]
+    fault = ft2.Fault(
+        call=0,
+        step=3,
+        layer=_LAYER,
+        row=1,
+        position=1 if mode == "without a cache" else 0,
+        neuron=5,
+        bits=(width - 2,),
+    )
+    with ft2.inject(model, fault) as bare:
+        _say(model, **_MODES[mode])
+    assert bare.landed
+    assert bare.before is not None
+    assert bare.after is not None
+    assert abs(bare.after) > 100 * abs(bare.before) or bare.after != bare.after
+    with ft2.protect(model) as protection, ft2.inject(model, fault) as corrected:
+        _say(model, **_MODES[mode])
+    assert corrected.landed
+    assert sum(protection.counts) >= 1
+    assert protection.left_first_token
+    assert type(model).__mro__[0].__name__ == "LlamaForCausalLM"
+
+
+def test_a_fault_and_a_protection_wait_for_the_device_no_more_than_the_model_does() -> None:
+    model = tiny_model("llama").to("cuda")
+    fault = ft2.Fault(call=0, step=0, layer=_LAYER, row=0, position=1, neuron=5, bits=(30,))
+    alone = _waits(model)
+    with ft2.protect(model), ft2.inject(model, fault) as injection:
+        attached = _waits(model)
+    assert injection.landed
+    assert attached == alone
+
+
+def _waits(model: PreTrainedModel) -> int:
+    """Count the waits of one forward for the device."""
+    ids = torch.tensor([[1, 5, 9, 11]], device="cuda")
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
+            model(ids, use_cache=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught)
