@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import time
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from _pytest.config import parse_warning_filter
 
 from pytest_ft2.deadline import Deadline
 
 if TYPE_CHECKING:
     from ft2.campaign import Run
 
-__all__ = ["ACTIVE_RUN", "Attempt", "attempt", "cached_model"]
+__all__ = ["ACTIVE_RUN", "Attempt", "attempt", "cached_model", "renew"]
 
 Phase = Literal["setup", "call", "teardown"]
+
+_LONGEST_LINE = 200
 
 ACTIVE_RUN = pytest.StashKey["Run | None"]()
 
@@ -27,9 +33,9 @@ class Attempt:
     Attributes
     ----------
     failed:
-        The phases that failed, with what they raised and how pytest shows it.
-    skipped, xfailed:
-        Why it was skipped or failed as expected, or None.
+        The phases that failed, with what they raised and a line that shows it.
+    skipped, xfailed, xpassed:
+        Why it was skipped, failed as expected, or was expected to fail and passed; or None.
     timed_out:
         Whether it took longer than it may.
     """
@@ -38,23 +44,22 @@ class Attempt:
     failed: dict[Phase, tuple[BaseException | None, str]] = field(default_factory=dict)
     skipped: str | None = None
     xfailed: str | None = None
+    xpassed: str | None = None
     timed_out: bool = False
     call_ran: bool = False
 
     @property
     def passed(self) -> bool:
         """Whether the test ran and every phase passed."""
-        return (
-            self.call_ran and not self.failed and self.skipped is None and self.xfailed is None
-        )
+        marked = (self.skipped, self.xfailed, self.xpassed)
+        return self.call_ran and not self.failed and marked == (None, None, None)
 
     @property
     def shown(self) -> str:
-        """The last line of what failed, or why it did not run."""
-        for _, text in self.failed.values():
-            lines = [line for line in text.strip().splitlines() if line.startswith("E ")]
-            return (lines[0][1:] if lines else text.strip().splitlines()[-1]).strip()
-        return self.skipped or self.xfailed or "it did not run"
+        """A line on what failed, or why it did not run."""
+        for _, line in self.failed.values():
+            return line
+        return self.skipped or self.xfailed or self.xpassed or "it did not run"
 
 
 def attempt(
@@ -82,20 +87,23 @@ def attempt(
     """
     result = Attempt()
     properties = list(item.user_properties)
-    item._initrequest()
+    item._report_sections.clear()
+    renew(item)
     item.config.stash[ACTIVE_RUN] = run
     started = time.perf_counter()
     try:
-        model = cached_model(item, model_fixture)
-        if model is not None:
-            run.attach(model)
-        with Deadline(seconds) as deadline:
-            _phase(item, "setup", result)
-            if not result.failed and result.skipped is None and result.xfailed is None:
-                result.call_ran = True
-                _phase(item, "call", result)
-        result.timed_out = deadline.expired
-        _phase(item, "teardown", result, nextitem=neighbour)
+        with _own_warnings(item):
+            with Deadline(seconds) as deadline:
+                _phase(item, "setup", result, run=run, model_fixture=model_fixture)
+                if not result.failed and result.skipped is None and result.xfailed is None:
+                    result.call_ran = True
+                    _phase(item, "call", result)
+            with Deadline(seconds) as closing:
+                _phase(item, "teardown", result, nextitem=neighbour)
+        if closing.expired:
+            with Deadline(seconds):
+                _finish_fixtures(item)
+        result.timed_out = deadline.expired or closing.expired
     finally:
         run.detach()
         item.config.stash[ACTIVE_RUN] = None
@@ -107,31 +115,89 @@ def attempt(
     return result
 
 
+def _finish_fixtures(item: pytest.Function) -> None:
+    """Finish the test's own fixtures that a teardown which was stopped left behind."""
+    for definitions in item._fixtureinfo.name2fixturedefs.values():
+        for definition in definitions:
+            if definition.scope == "function":
+                with suppress(Exception):
+                    definition.finish(item._request)  # type: ignore[arg-type]
+
+
+def renew(item: pytest.Function) -> None:
+    """Make an item that has run before ready to run again: a new request, a new ``self``."""
+    if isinstance(item.parent, pytest.Class):
+        for name in ("_instance", "_obj"):
+            vars(item).pop(name, None)
+    item._initrequest()
+
+
 def cached_model(item: pytest.Function, model_fixture: str) -> Any:
     """Return the model, if its fixture was set up before and is still alive; else None."""
     definitions = item._fixtureinfo.name2fixturedefs.get(model_fixture)
+    if definitions is None:
+        # The test may ask for it by request.getfixturevalue.
+        definitions = item.session._fixturemanager.getfixturedefs(model_fixture, item)
     cached = definitions[-1].cached_result if definitions else None
     return cached[0] if cached is not None and cached[2] is None else None
 
 
-def _phase(item: pytest.Function, phase: Phase, result: Attempt, **kwargs: Any) -> None:
+@contextmanager
+def _own_warnings(item: pytest.Function) -> Generator[None, None, None]:
+    """Apply the item's own filters, and keep its warnings out of the summary.
+
+    The user's own item shows each of them once already.
+    """
+    with warnings.catch_warnings(record=True):
+        for mark in item.iter_markers(name="filterwarnings"):
+            for text in mark.args:
+                warnings.filterwarnings(*parse_warning_filter(text, escape=False))
+        yield
+
+
+def _phase(
+    item: pytest.Function,
+    phase: Phase,
+    result: Attempt,
+    *,
+    run: Run | None = None,
+    model_fixture: str = "",
+    **kwargs: Any,
+) -> None:
     hook = {
         "setup": item.ihook.pytest_runtest_setup,
         "call": item.ihook.pytest_runtest_call,
         "teardown": item.ihook.pytest_runtest_teardown,
     }[phase]
+
+    def call_hook() -> None:
+        model = None if run is None else cached_model(item, model_fixture)
+        if run is not None and model is not None:
+            run.meet(model)
+        hook(item=item, **kwargs)
+
     call = pytest.CallInfo.from_call(
-        lambda: hook(item=item, **kwargs),
+        call_hook,
         when=phase,
         reraise=(pytest.exit.Exception, KeyboardInterrupt),
     )
     report = item.ihook.pytest_runtest_makereport(item=item, call=call)
     if report.failed:
-        error = None if call.excinfo is None else call.excinfo.value
-        result.failed[phase] = (error, str(report.longrepr))
+        if call.excinfo is None:
+            result.failed[phase] = (None, _line(str(report.longrepr)))
+        else:
+            result.failed[phase] = (call.excinfo.value, _line(call.excinfo.exconly(tryshort=True)))
     elif report.skipped and hasattr(report, "wasxfail"):
         result.xfailed = str(report.wasxfail) or "expected to fail"
     elif report.skipped:
-        result.skipped = str(report.longrepr[2]) if report.longrepr else "skipped"
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else "skipped"
+        result.skipped = why.removeprefix("Skipped: ")
     elif phase == "call" and hasattr(report, "wasxfail"):
-        result.xfailed = f"passed although expected to fail: {report.wasxfail}"
+        result.xpassed = str(report.wasxfail) or "expected to fail"
+
+
+def _line(text: str) -> str:
+    """Shorten what was raised to one line."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+    first = first.removeprefix("AssertionError: ")
+    return first if len(first) <= _LONGEST_LINE else f"{first[: _LONGEST_LINE - 1]}…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from ft2.campaign import (
     Run,
     RunSpec,
     is_harness_error,
+    is_sticky,
     outcome_of,
     preserved_randomness,
 )
@@ -23,7 +25,7 @@ from ft2.faults import Draw, Fault, fault_model
 from pytest_ft2.attempt import Attempt
 from pytest_ft2.deadline import TrialTimeout
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
-from pytest_ft2.items import ChunkItem
+from pytest_ft2.items import ChunkItem, tear_down
 from pytest_ft2.options import SETTINGS
 from pytest_ft2.plan import GatePlan
 from pytest_ft2.reports import Payload, send
@@ -35,6 +37,8 @@ _GOLDEN_RUNS_IN_A_TIMEOUT = 20.0
 _NOISES = 3
 _ERRORS_SHOWN = 5
 
+_LOST_DEVICE = pytest.StashKey[tuple[str, str]]()
+
 
 def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
     """Run the chunk's trials and report them; the chunk fails only on errors of the harness."""
@@ -42,18 +46,16 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
     hooks.pytest_runtest_logstart(nodeid=chunk.nodeid, location=chunk.location)
     plan = {"kind": "plan", "plan": chunk.campaign.plan.as_plain(), "environment": environment()}
     send(chunk, "setup", [plan])
+    started = time.perf_counter()
     with preserved_randomness():
-        errors = _ChunkRun(chunk).run()
+        run = _ChunkRun(chunk)
+        errors = run.run()
     shown = "\n".join(errors[:_ERRORS_SHOWN])
     if len(errors) > _ERRORS_SHOWN:
         shown += f"\n… and {len(errors) - _ERRORS_SHOWN} more."
-    send(chunk, "call", [], failure=shown or None)
-    failure = None
-    try:
-        chunk.session._setupstate.teardown_exact(nextitem)
-    except Exception as error:
-        failure = f"{type(error).__name__} while tearing down: {error}"
-    send(chunk, "teardown", [], failure=failure)
+    seconds = time.perf_counter() - started
+    send(chunk, "call", [], failure=shown or None, skipped=run.all_skipped, seconds=seconds)
+    send(chunk, "teardown", [], failure=tear_down(chunk, nextitem))
     hooks.pytest_runtest_logfinish(nodeid=chunk.nodeid, location=chunk.location)
 
 
@@ -102,6 +104,8 @@ class _ChunkRun:
 
     def run(self) -> list[str]:
         """Run golden runs, then trials, then a golden run again; return the harness's errors."""
+        if self._device_is_lost():
+            return self.errors
         sets = self._sets()
         if 0 in self.chunk.trials and sets:
             self._check_oracle(sets[0])
@@ -113,6 +117,8 @@ class _ChunkRun:
                 continue
             self._run_trial(trial, number)
             last = number
+            if self._device_is_lost():
+                return self.errors
         if last is not None:
             problem = self.goldens.again(last)
             if problem is not None:
@@ -136,9 +142,15 @@ class _ChunkRun:
         if not known:
             send(self.chunk, "golden", [golden.payload])
         excluded = self.plan.golden == "exclude" and golden.wrong_answer
-        if golden.problem is not None and not excluded:
+        if golden.problem is not None and golden.skipped is None and not excluded:
             self.errors.append(golden.problem)
         return golden
+
+    @property
+    def all_skipped(self) -> str | None:
+        """Why all golden runs were skipped, or None."""
+        reasons = [golden.skipped for golden in self.goldens.state.sets.values()]
+        return reasons[0] if reasons and all(reasons) else None
 
     def _check_oracle(self, number: int) -> None:
         """Let the model talk noise: an assertion that still holds tests nothing."""
@@ -148,7 +160,15 @@ class _ChunkRun:
         limit = trial_timeout(self.campaign.sets[number], self.plan, golden.seconds)
         holds = True
         for noise in range(_NOISES):
-            result, _ = self.goldens.run(number, RunSpec(noise=self.plan.seed + noise), limit)
+            spec = RunSpec(noise=self.plan.seed + noise)
+            result, run = self.goldens.run(number, spec, limit)
+            asserted = "call" in result.failed and not result.timed_out
+            if not result.passed and (not asserted or run.attach_error is not None):
+                self._report_problem(
+                    f"Whether the assertion of {self.plan.key} can fail was not found out: with "
+                    f"noise for logits the test does not get as far ({result.shown})."
+                )
+                return
             if not result.passed:
                 holds = False
                 break
@@ -166,6 +186,9 @@ class _ChunkRun:
         spec = RunSpec(protection=self.plan.protection, fault=fault)
         result, run = self.goldens.run(number, spec, limit)
         outcome, error_text = _judge(result, run)
+        if run.error is not None and is_sticky(run.error):
+            where = f"trial {trial} of {self.plan.key}"
+            self.chunk.config.stash[_LOST_DEVICE] = where, str(run.error)
         injection = run.injection
         assert golden.golden is not None
         record: Payload = {
@@ -187,7 +210,20 @@ class _ChunkRun:
         }
         if error_text is not None:
             self.errors.append(f"Trial {trial}: {error_text}")
-        send(self.chunk, "trial", [record], seconds=result.seconds)
+        send(self.chunk, "trial", [record])
+
+    def _device_is_lost(self) -> bool:
+        """Whether a trial of this process, perhaps of another chunk, made the device unusable."""
+        lost = self.chunk.config.stash.get(_LOST_DEVICE, None)
+        if lost is None:
+            return False
+        trial, error = lost
+        self._report_problem(
+            f"The device cannot be trusted since {trial} ended in an error that stays with it "
+            f"({_first_line(error)}), so the trials behind it were not run: run them in other "
+            "processes, with -n and a smaller --ft2-chunk."
+        )
+        return True
 
     def _report_problem(self, sentence: str) -> None:
         if sentence not in self.errors:
@@ -198,18 +234,22 @@ class _ChunkRun:
 
 def _judge(result: Attempt, run: Run) -> tuple[Outcome | None, str | None]:
     """Return the outcome, or None and a sentence when the harness could not find out."""
-    for phase, (error, text) in result.failed.items():
-        last = text.strip().splitlines()[-1] if text.strip() else phase
+    errors = [error for error, _ in result.failed.values()]
+    if run.attach_error is not None:
+        return None, f"ft2 could not attach to the model: {run.attach_error}."
+    for error in (run.error, *errors):
         if error is not None and is_harness_error(error):
-            return None, f"out of memory ({error}): use a smaller model or fewer workers."
+            return None, f"memory ran out ({error}): use a smaller model or fewer workers."
+    for phase, (error, line) in result.failed.items():
         if isinstance(error, TrialTimeout) or result.timed_out:
             continue
         if phase != "call" and run.error is None:
-            return None, f"the {phase} of the test failed, not its assertion ({last})."
+            return None, f"the {phase} of the test failed, not its assertion ({line})."
     if result.skipped is not None:
         return None, f"the test skipped only with the fault ({result.skipped})."
-    if result.xfailed is not None:
-        return None, f"the test is expected to fail only with the fault ({result.xfailed})."
+    expected = result.xfailed or result.xpassed
+    if expected is not None:
+        return None, f"the test is expected to fail only with the fault ({expected})."
     injection = run.injection
     if injection is None:
         return None, "no model was there to inject the fault into."
@@ -221,6 +261,10 @@ def _judge(result: Attempt, run: Run) -> tuple[Outcome | None, str | None]:
     if not injection.landed:
         return None, "the fault did not land, the value's bits are as before."
     return outcome_of(result.passed, run.error is not None, result.timed_out), None
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.splitlines()), "no message")
 
 
 def _bounds(trials: Sequence[int]) -> list[int]:
@@ -239,4 +283,3 @@ def _pytest_timeout(item: pytest.Function) -> list[float]:
     except (TypeError, ValueError):
         return []
     return [seconds] if 0 < seconds < math.inf else []
-

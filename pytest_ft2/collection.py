@@ -10,13 +10,12 @@ import pytest
 from _pytest.skipping import evaluate_skip_marks
 
 from pytest_ft2.items import Campaign, ChunkItem, GateItem
-from pytest_ft2.marks import SdcBudget, read_mark
+from pytest_ft2.marks import MARK, SdcBudget, read_mark
 from pytest_ft2.options import Settings
 from pytest_ft2.plan import GatePlan
 
 __all__ = ["campaign_items", "refuse_unsupported"]
 
-MARK = "sdc_budget"
 _ASYNC_MARKS = ("asyncio", "anyio", "trio", "tornado", "gen_test")
 
 
@@ -70,14 +69,16 @@ def refuse_unsupported(collector: pytest.Collector, name: str, thing: object) ->
     if not (inspect.isclass(thing) and issubclass(thing, unittest.TestCase)):
         return
     marked = [thing, *(getattr(thing, attribute, None) for attribute in dir(thing))]
-    if any(mark.name == MARK for entry in marked for mark in _marks(entry)):
+    if collector.get_closest_marker(MARK) is not None or any(
+        mark.name == MARK for entry in marked for mark in _marks(entry)
+    ):
         raise pytest.Collector.CollectError(
             f"{collector.nodeid}::{name}: sdc_budget does not work on unittest.TestCase methods "
             "yet: make it a plain function or a class without that base."
         )
 
 
-def _marks(thing: object) -> Iterable[pytest.Mark]:
+def _marks(thing: object) -> Iterable[Any]:
     marks = getattr(thing, "pytestmark", [])
     marks = marks if isinstance(marks, list) else [marks]
     return [getattr(mark, "mark", mark) for mark in marks]
@@ -122,11 +123,14 @@ def _check_function(function: pytest.Function) -> None:
         raise ValueError(
             "sdc_budget does not work with the subtests fixture yet: parametrise the test instead"
         )
-    if {"protected_model", "unprotected_model"} <= set(function.fixturenames):
+    if "fault_injector" in function.fixturenames:
         raise ValueError(
-            "protected_model and unprotected_model are the same model: a test uses one of them"
+            "a test that places faults by hand with fault_injector cannot be gated too: take "
+            "sdc_budget off, or leave the faults to it"
         )
     protection = read_mark(_mark(function)).protection
+    if "protected_model" in function.fixturenames and protection == "none":
+        raise ValueError("the test uses protected_model, and its marker says protection='none'")
     if "unprotected_model" in function.fixturenames and protection not in (None, "none"):
         raise ValueError(
             f"the test uses unprotected_model, and its marker says protection={protection!r}"
@@ -214,13 +218,12 @@ def _campaign(
     campaign.chunks = [
         ChunkItem.from_parent(
             parent,
-            name=plan.chunk_id(trials).rpartition("::")[2],
+            name=plan.chunk_id(trials).removeprefix(f"{parent.nodeid}::"),
             campaign=campaign,
             trials=trials,
         )
         for trials in plan.chunks
     ]
-    gate = GateItem.from_parent(
-        parent, name=plan.gate_id.rpartition("::")[2], campaign=campaign
-    )
+    gate_name = plan.gate_id.removeprefix(f"{parent.nodeid}::")
+    gate = GateItem.from_parent(parent, name=gate_name, campaign=campaign)
     return [*campaign.chunks, gate]

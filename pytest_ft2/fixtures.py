@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from pytest_ft2.attempt import ACTIVE_RUN
+from pytest_ft2.marks import MARK, read_mark
 from pytest_ft2.options import SETTINGS
 
-__all__ = ["ModelFixtures", "ft2_model", "ft2_tokenizer"]
+__all__ = ["ft2_model", "ft2_tokenizer", "model_fixtures"]
 
 
 @pytest.fixture(scope="session")
@@ -51,20 +53,20 @@ def _model_name(config: pytest.Config) -> str:
     return name
 
 
-class ModelFixtures:
-    """Fixtures that depend on the model fixture, whatever the ini file calls it.
+def model_fixtures(model_fixture: str) -> ModuleType:
+    """Return a plugin with the fixtures that depend on the model fixture.
 
     Parameters
     ----------
     model_fixture:
-        Its name. It becomes a parameter of each fixture, so that pytest sees the dependency and
-        parametrises tests by it.
+        Its name, whatever the ini file calls it. It becomes a parameter of each fixture, so that
+        pytest sees the dependency and parametrises tests by it.
     """
-
-    def __init__(self, model_fixture: str) -> None:
-        self.protected_model = _fixture(_protected_model, model_fixture)
-        self.unprotected_model = _fixture(_unprotected_model, model_fixture)
-        self.fault_injector = _fixture(_fault_injector, model_fixture)
+    # Of other objects than modules and classes, pytest looks for fixtures in their class only.
+    plugin = ModuleType("pytest_ft2.model_fixtures", model_fixtures.__doc__)
+    for body in (_protected_model, _unprotected_model, _fault_injector):
+        setattr(plugin, body.__name__.removeprefix("_"), _fixture(body, model_fixture))
+    return plugin
 
 
 def _fixture(
@@ -83,7 +85,7 @@ def _fixture(
 
 
 def _protected_model(request: pytest.FixtureRequest, model: Any) -> Generator[Any, None, None]:
-    """The model of the model fixture, protected during this test as ``--ft2-protection`` says.
+    """The model, protected during this test as its marker or ``--ft2-protection`` says.
 
     In a gated test the trials protect it; the golden runs show what it does without.
     """
@@ -92,7 +94,9 @@ def _protected_model(request: pytest.FixtureRequest, model: Any) -> Generator[An
     if request.config.stash.get(ACTIVE_RUN, None) is not None:
         yield model
         return
-    with protect(model, policy=request.config.stash[SETTINGS].protection):
+    mark = request.node.get_closest_marker(MARK)
+    asked = None if mark is None else read_mark(mark).protection
+    with protect(model, policy=asked or request.config.stash[SETTINGS].protection):
         yield model
 
 

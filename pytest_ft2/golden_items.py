@@ -24,26 +24,12 @@ def adopt(campaign: Campaign) -> None:
 
 
 class GoldenItems:
-    """Attaches a recorder to the model while a user's item runs, and reports what it saw.
-
-    It also hands the model to whatever run is active, ours or another's, as soon as its fixture
-    has made it.
-    """
+    """Records what the model computes while a user's item runs, and reports what it saw."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._own: Any = None
         self._cleanup = ExitStack()
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(
-        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
-    ) -> Generator[None, object, object]:
-        value = yield
-        run = request.config.stash.get(ACTIVE_RUN, None)
-        if run is not None and fixturedef.argname == self._settings.model_fixture:
-            run.attach(value)
-        return value
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -58,7 +44,7 @@ class GoldenItems:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if self._own is not None and (call.when == "call" or not report.passed):
-            self._add_payload(item, report)
+            self._add_payload(item, call, report)
         return report
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -83,9 +69,11 @@ class GoldenItems:
         item.config.stash[ACTIVE_RUN] = self._own
         model = cached_model(item, self._settings.model_fixture)
         if model is not None:
-            self._own.attach(model)
+            self._own.meet(model)
 
-    def _add_payload(self, item: pytest.Item, report: pytest.TestReport) -> None:
+    def _add_payload(
+        self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+    ) -> None:
         from pytest_ft2.goldens import golden_payload, state_of
 
         campaign, number = item.stash[_MEMBERSHIP]
@@ -95,9 +83,19 @@ class GoldenItems:
             campaign.plan,
             campaign.plan.sets[number],
             passed=report.passed,
-            skipped=str(report.longrepr[2]) if skipped and report.longrepr else None,
+            skipped=_reason(report) if skipped else None,
+            wrong_answer=not report.passed
+            and not skipped
+            and call.when == "call"
+            and self._own.attach_error is None,
             digest=None if golden is None else golden.digest,
         )
         if golden is not None and report.passed:
             state_of(campaign).by_item[number] = golden.digest
         report.ft2 = [payload]  # type: ignore[attr-defined]
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Return why a skipped test was skipped."""
+    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else "skipped"
+    return why.removeprefix("Skipped: ")

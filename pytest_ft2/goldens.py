@@ -26,12 +26,17 @@ class GoldenSet:
         The unprotected run, or None if there is none that can be used.
     problem:
         A sentence on why not, or None.
+    skipped:
+        Why the test skipped, or None.
+    wrong_answer:
+        Whether the fault-free model answers wrongly: ``golden="exclude"`` leaves the set out.
     """
 
     label: str
     golden: Golden | None = None
     seconds: float = 0.0
     problem: str | None = None
+    skipped: str | None = None
     wrong_answer: bool = False
     payload: Payload = field(default_factory=dict)
 
@@ -120,9 +125,16 @@ class GoldenRunner:
         result, run = self.run(number, RunSpec(record=True))
         golden = run.golden
         made.seconds = result.seconds
-        made.problem = self._problem(number, result, golden)
-        made.wrong_answer = "call" in result.failed
-        values: Payload = {"passed": result.passed, "skipped": result.skipped}
+        made.problem = self._problem(number, result, run)
+        made.skipped = result.skipped
+        made.wrong_answer = run.attach_error is None and (
+            "call" in result.failed or result.xfailed is not None
+        )
+        values: Payload = {
+            "passed": result.passed,
+            "skipped": result.skipped,
+            "wrong_answer": made.wrong_answer,
+        }
         if golden is not None and made.problem is None:
             made.problem = self._repeat(number, golden)
         if golden is not None and made.problem is None:
@@ -138,10 +150,27 @@ class GoldenRunner:
         made.payload = golden_payload(self.plan, made.label, **values)
         return made
 
-    def _problem(self, number: int, result: Attempt, golden: Golden | None) -> str | None:
+    def _problem(self, number: int, result: Attempt, run: Run) -> str | None:
         name = self._named(number)
+        golden = run.golden
+        if run.attach_error is not None:
+            return f"No fault can reach the model of {name}: {run.attach_error}."
         if result.skipped is not None:
-            return f"The golden run {name} was skipped: {result.skipped}."
+            return (
+                f"The golden run {name} was skipped ({result.skipped}) after trials were dealt to "
+                "it: use a skipif mark, which tells before."
+            )
+        expected = result.xfailed or result.xpassed
+        if expected is not None:
+            return (
+                f"The golden run {name} is expected to fail ({expected}), so there is no right "
+                'answer to lose: take its xfail mark off, or use golden="exclude".'
+            )
+        if "setup" in result.failed or "teardown" in result.failed:
+            return (
+                f"The fixtures of the golden run {name} fail without any fault ({result.shown}): "
+                "make them work with ft2 attached to the model."
+            )
         if not result.passed:
             return (
                 f"The golden run {name} fails without any fault ({result.shown}): make it pass, or "

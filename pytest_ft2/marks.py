@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,10 @@ import pytest
 
 from pytest_ft2.options import FAULT_MODELS, PROTECTIONS
 
-__all__ = ["SIGNATURE", "SdcBudget", "read_mark"]
+__all__ = ["MARK", "SIGNATURE", "SdcBudget", "check_items", "read_mark"]
+
+MARK = "sdc_budget"
+_ONE_OF_THEM = ("protected_model", "unprotected_model")
 
 SIGNATURE = (
     "sdc_budget(percent, *, confidence=None, due_budget=5, faults=None, fault_model=None, "
@@ -85,6 +89,29 @@ def read_mark(mark: pytest.Mark) -> SdcBudget:
     ):
         _check(given[name] in choices, name, given, f"one of {', '.join(map(repr, choices))}")
     return SdcBudget(**{**given, "percent": float(given["percent"])})
+
+
+def check_items(items: Iterable[object]) -> None:
+    """Check what items ask for, whether or not faults are injected in this session.
+
+    Raises
+    ------
+    pytest.Collector.CollectError
+        If a marker is not as it should be, or a test wants its model protected and unprotected;
+        the message is one sentence.
+    """
+    for item in items:
+        if isinstance(item, pytest.Function):
+            mark = item.get_closest_marker(MARK)
+            try:
+                if mark is not None:
+                    read_mark(mark)
+                if all(name in item.fixturenames for name in _ONE_OF_THEM):
+                    raise ValueError(
+                        f"{' and '.join(_ONE_OF_THEM)} are the same model: a test uses one of them"
+                    )
+            except ValueError as error:
+                raise pytest.Collector.CollectError(f"{item.nodeid}: {error}.") from None
 
 
 def _is_number(value: Any, least: float, most: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Settings:
     faults:
         Trials per gate; 0 switches campaigns off.
     chosen_options:
-        The options given on the command line that a trial depends on, to replay it.
+        The arguments on the command line that a trial depends on, to replay it.
     """
 
     faults: int
@@ -155,7 +156,9 @@ _OPTIONS = (
         _whole(0),
         shapes_a_trial=True,
     ),
-    _Option("chunk", "K", "trials per item; default: 50, more for large campaigns", None, _whole(1)),
+    _Option(
+        "chunk", "K", "trials per item; default: 50, more for large campaigns", None, _whole(1)
+    ),
     _Option(
         "encoding",
         "NAME",
@@ -173,14 +176,29 @@ _OPTIONS = (
     ),
     _Option("json", "FILE", "write records and verdicts there", None, _file_to_write),
     _Option("replay", "TEST#TRIAL", "run one trial again and show what it does", None, _trial),
-    _Option("model", "PATH_OR_ID", "model that the ft2_model fixture loads", None, _text),
-    _Option("device", "DEVICE", "device of the ft2_model fixture's model", None, _text),
+    _Option(
+        "model",
+        "PATH_OR_ID",
+        "model that the ft2_model fixture loads",
+        None,
+        _text,
+        shapes_a_trial=True,
+    ),
+    _Option(
+        "device",
+        "DEVICE",
+        "device of the ft2_model fixture's model",
+        None,
+        _text,
+        shapes_a_trial=True,
+    ),
     _Option(
         "dtype",
         "DTYPE",
         f"dtype of the ft2_model fixture's model: {', '.join(DTYPES)}",
         "auto",
         _one_of(DTYPES),
+        shapes_a_trial=True,
     ),
 )
 
@@ -226,5 +244,12 @@ def read_settings(config: pytest.Config) -> Settings:
             raise pytest.UsageError(f"{place}: {error}, not {text!r}") from None
         if given is not None and option.shapes_a_trial:
             chosen.append(f"{option.flag}={given}")
+    if any(getattr(config.option, name, False) for name in ("setuponly", "trace")):
+        # Trials would run bodies that are not to run, or each stop in the debugger.
+        values["faults"] = 0
+    start = config.invocation_params.dir
+    if config.rootpath not in (start, *start.parents):
+        # Without an argument pytest would not find this root folder again.
+        chosen.append(os.path.relpath(config.rootpath, start))
     fixture = config.getini("ft2_model_fixture") or "ft2_model"
     return Settings(**values, model_fixture=fixture, chosen_options=tuple(chosen))

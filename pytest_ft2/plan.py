@@ -77,7 +77,5 @@ class GatePlan:
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> GatePlan:
         """Return the plan that :meth:`as_plain` made `values` of."""
-        tuples = {
-            name: tuple(values[name]) for name in ("location", "sets", "replay_options")
-        }
+        tuples = {name: tuple(values[name]) for name in ("location", "sets", "replay_options")}
         return cls(**{**values, **tuples})

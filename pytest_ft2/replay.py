@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-from pytest_ft2.attempt import ACTIVE_RUN, cached_model
+from pytest_ft2.attempt import ACTIVE_RUN, cached_model, renew
 from pytest_ft2.items import Campaign, ChunkItem, GateItem
 from pytest_ft2.options import Settings
 
@@ -85,10 +85,11 @@ class Replay:
     def _run_trial(self, item: pytest.Function, nextitem: pytest.Item | None) -> None:
         assert self._run is not None
         item.config.stash[ACTIVE_RUN] = self._run
+        renew(item)
         try:
             model = cached_model(item, self._settings.model_fixture)
             if model is not None:
-                self._run.attach(model)
+                self._run.meet(model)
             runtestprotocol(item, nextitem=nextitem)
         finally:
             self._run.detach()
@@ -153,7 +154,7 @@ def _report(item: pytest.Item, problem: str) -> None:
                 keywords={},
                 outcome="failed" if failed else "passed",
                 longrepr=problem if failed else None,
-                when=when,  # type: ignore[arg-type]
+                when=when,
             )
         )
 

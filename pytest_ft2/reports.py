@@ -21,6 +21,7 @@ def send(
     payload: list[Payload],
     *,
     failure: str | None = None,
+    skipped: str | None = None,
     seconds: float = 0.0,
     sections: list[tuple[str, str]] | None = None,
 ) -> None:
@@ -31,16 +32,25 @@ def send(
     when:
         The phase: pytest's own, or one of ours, which junit and ``--lf`` do not count.
     failure:
-        What went wrong; None makes the report a passed one.
+        What went wrong, if anything did.
+    skipped:
+        Why the item was skipped, if it was. Without either the report is a passed one.
     """
     _check_plain(payload)
     now = time.time()
+    path, line, _ = item.location
+    outcome = "passed"
+    shown: str | tuple[str, int, str] | None = None
+    if failure is not None:
+        outcome, shown = "failed", failure
+    elif skipped is not None:
+        outcome, shown = "skipped", (path, (line or 0) + 1, skipped)
     report = pytest.TestReport(
         nodeid=item.nodeid,
         location=item.location,
         keywords=dict.fromkeys(item.keywords, 1),
-        outcome="passed" if failure is None else "failed",
-        longrepr=failure,
+        outcome=outcome,  # type: ignore[arg-type]
+        longrepr=shown,
         when=when,  # type: ignore[arg-type]
         duration=seconds,
         start=now - seconds,

@@ -1,7 +1,7 @@
 """Golden runs, trials and outcomes. Knows models, faults and protections; knows no pytest."""
 
 from ft2.campaign.golden import Golden, Macs, Recorder
-from ft2.campaign.outcome import Outcome, is_harness_error, outcome_of
+from ft2.campaign.outcome import Outcome, is_harness_error, is_sticky, outcome_of
 from ft2.campaign.randomness import preserved_randomness, seed_everything
 from ft2.campaign.run import Run, RunSpec
 
@@ -13,6 +13,7 @@ __all__ = [
     "Run",
     "RunSpec",
     "is_harness_error",
+    "is_sticky",
     "outcome_of",
     "preserved_randomness",
     "seed_everything",

@@ -116,9 +116,15 @@ class Recorder(Listener):
     ----------
     model:
         The model; it must not be recorded twice at a time.
+
+    Raises
+    ------
+    ValueError
+        If the model's layers are not known.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        found = projections(model)
         self._model = model
         self._calls: list[Call] = []
         self._said: dict[Call, list[Any]] = {}
@@ -131,7 +137,7 @@ class Recorder(Listener):
         self._clock = Clock.listen(model, self)
         self._taps: list[Tap] = [
             tap(model.get_submodule(each.name), Order.OBSERVE, self._observe(each))
-            for each in projections(model)
+            for each in found
         ]
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if head is not None:

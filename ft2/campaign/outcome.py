@@ -6,7 +6,7 @@ from enum import Enum
 
 import torch
 
-__all__ = ["Outcome", "is_harness_error", "outcome_of"]
+__all__ = ["Outcome", "is_harness_error", "is_sticky", "outcome_of"]
 
 
 class Outcome(str, Enum):
@@ -43,3 +43,11 @@ def is_harness_error(error: BaseException) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
+
+
+def is_sticky(error: BaseException) -> bool:
+    """Whether an error may stay with the device, so that nothing after it proves anything.
+
+    An assertion inside a kernel, say, makes all later work of the process on that device fail.
+    """
+    return isinstance(error, torch.AcceleratorError)

@@ -1,13 +1,15 @@
 """One run of the thing under test: what is attached to its model, and what was seen.
 
 A campaign's runs differ only in what is attached: a recorder, a fault, a protection, noise. Whoever
-runs the test attaches the run to the model as soon as there is one.
+runs the test attaches the run to the model as soon as there is one, or lets it meet the model
+before the run begins.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -50,6 +52,8 @@ class Run(Listener):
     ----------
     error:
         The first exception that left a call of the model, or None.
+    attach_error:
+        Why the run could not be attached to the model, or None.
     injection:
         What became of the fault, or None without one.
     """
@@ -58,12 +62,24 @@ class Run(Listener):
         self.spec = spec
         self.model: nn.Module | None = None
         self.error: Exception | None = None
+        self.attach_error: Exception | None = None
         self.injection: Injection | None = None
         self._protection: Protection | None = None
         self._recorder: Recorder | None = None
         self._attached = ExitStack()
+        self._met: Any = None
 
-    def attach(self, model: nn.Module) -> None:
+    def meet(self, model: Any) -> None:
+        """Remember the model that :meth:`begin` is to attach to."""
+        self._met = model
+
+    def begin(self) -> None:
+        """Attach to the model that was met, if any; raises as :meth:`attach` does."""
+        if self._met is not None:
+            self.attach(self._met)
+            self._met = None
+
+    def attach(self, model: Any) -> None:
         """Attach everything to `model`, in place of a model attached before.
 
         Raises
@@ -73,7 +89,13 @@ class Run(Listener):
         ValueError
             If the model has no layer for the fault or the protection.
         """
-        model = unwrap(model)
+        try:
+            self._attach(unwrap(model))
+        except Exception as error:
+            self.attach_error = error
+            raise
+
+    def _attach(self, model: nn.Module) -> None:
         if model is self.model:
             return
         self.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from tabulate import tabulate
@@ -22,6 +23,7 @@ _HEADERS = (
     "verdict",
 )
 _REPLAYS = 3
+_DASH = "\N{EN DASH}"
 
 
 def table(results: Sequence[CampaignResult], style: str = "simple") -> str:
@@ -39,9 +41,7 @@ def notes(result: CampaignResult) -> list[str]:
     """Return what a reader should know beside the row: lines of plain text."""
     lines = [] if result.verdict is None else [result.verdict.reason]
     if result.excluded:
-        lines.append(
-            f"Left out, answered wrongly without a fault: {', '.join(result.excluded)}."
-        )
+        lines.append(f"Left out, answered wrongly without a fault: {', '.join(result.excluded)}.")
     changed = [golden["params"] for golden in result.golden if golden.get("changed_by_protection")]
     corrected = sum(golden.get("corrected_values") or 0 for golden in result.golden)
     if changed:
@@ -76,11 +76,11 @@ def markdown_page(results: Sequence[CampaignResult]) -> str:
 
 def _row(result: CampaignResult) -> tuple[str, ...]:
     counts, verdict = result.counts, result.verdict
-    rate = "–" if verdict is None or verdict.rate is None else f"{verdict.rate:.2f} %"
+    rate = _DASH if verdict is None or verdict.rate is None else f"{verdict.rate:.2f} %"
     around = (
-        "–"
+        _DASH
         if verdict is None or verdict.interval is None
-        else f"{verdict.interval[0]:.2f}–{verdict.interval[1]:.2f} %"
+        else f"{verdict.interval[0]:.2f}{_DASH}{verdict.interval[1]:.2f} %"
     )
     return (
         result.nodeid,
@@ -119,5 +119,5 @@ def _measures(result: CampaignResult) -> str:
 
 
 def _replay(result: CampaignResult, trial: int) -> str:
-    options = "".join(f" {option}" for option in result.replay_options)
-    return f"pytest --ft2-replay='{result.nodeid}#{trial}'{options}"
+    options = "".join(f" {shlex.quote(option)}" for option in result.replay_options)
+    return f"pytest --ft2-replay={shlex.quote(f'{result.nodeid}#{trial}')}{options}"

@@ -115,13 +115,12 @@ def is_lost_already(counts: Counts, budget: Budget) -> bool:
 
     Only without a confidence: with one, a failing verdict still says how sure it is.
     """
-    allowed = budget.sdc * counts.planned / 100
-    return budget.confidence is None and counts.sdc > allowed
+    # The same arithmetic as in the verdict: budget.sdc * planned can round the other way.
+    spent = counts.planned > 0 and 100 * counts.sdc / counts.planned > budget.sdc
+    return budget.confidence is None and spent
 
 
-def _compare(
-    counts: Counts, budget: Budget, rate: float, around: tuple[float, float]
-) -> Verdict:
+def _compare(counts: Counts, budget: Budget, rate: float, around: tuple[float, float]) -> Verdict:
     found = f"{counts.sdc} of {counts.planned} faults changed a right answer into a wrong one"
     if rate > budget.sdc:
         return Verdict(
