@@ -2,10 +2,11 @@
 
 from ft2.report.document import SCHEMA, as_document, write_document
 from ft2.report.result import CampaignResult, reweighted_rate
-from ft2.report.table import markdown_page, notes, table
+from ft2.report.table import SPACE, markdown_page, notes, table
 
 __all__ = [
     "SCHEMA",
+    "SPACE",
     "CampaignResult",
     "as_document",
     "markdown_page",

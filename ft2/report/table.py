@@ -9,7 +9,14 @@ from tabulate import tabulate
 
 from ft2.report.result import CampaignResult, reweighted_rate
 
-__all__ = ["markdown_page", "notes", "table"]
+__all__ = ["SPACE", "markdown_page", "notes", "table"]
+
+SPACE = (
+    "Each step of the fault-free runs was equally likely to be hit, and in it each output element "
+    "of the decoder blocks' linear layers; attention's products, lm_head and sampling are outside "
+    "this space."
+)
+"""What a rate speaks of, in a sentence."""
 
 _HEADERS = (
     "test",
@@ -55,8 +62,7 @@ def notes(result: CampaignResult) -> list[str]:
             "no output changed."
         )
     if result.counts.seen:
-        lines.append(_phases(result))
-        lines.append(_measures(result))
+        lines.append(_where(result))
     for trial in result.corrupted[:_REPLAYS]:
         lines.append(_replay(result, trial["trial"]))
     hidden = len(result.corrupted) - _REPLAYS
@@ -71,6 +77,7 @@ def markdown_page(results: Sequence[CampaignResult]) -> str:
     for result in results:
         items = "\n".join(f"- {line}" for line in notes(result))
         parts.append(f"**{result.nodeid}**\n\n{items}")
+    parts.append(SPACE)
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,26 +102,18 @@ def _row(result: CampaignResult) -> tuple[str, ...]:
     )
 
 
-def _phases(result: CampaignResult) -> str:
+def _where(result: CampaignResult) -> str:
     parts = []
     for name, title in (("first", "first token"), ("later", "later tokens")):
         events, trials = result.phase(name)
-        parts.append(f"{events} of {trials} faults in the {title}")
-    return f"SDCs by phase: {', '.join(parts)}."
-
-
-def _measures(result: CampaignResult) -> str:
-    parts = []
-    for measure, title in (("macs", "MACs"), ("time", "measured time")):
+        parts.append(f"{events} of {trials} in the {title}")
+    line = f"SDCs: {', '.join(parts)}"
+    for measure, title in (("macs", "MACs"), ("time", "time")):
         rate = reweighted_rate(result.trials, measure)
         if rate is not None:
-            parts.append(f"{rate:.2f} % by {title}")
-    line = "Each step was equally likely"
-    if parts:
-        line += f"; reweighted, the rate is {' and '.join(parts)}"
-    line += ". Outside the space of faults: attention's products, lm_head and sampling"
+            line += f"; rate by {title} {rate:.2f} %"
     if result.share_outside is not None:
-        line += f", {100 * result.share_outside:.0f} % of the MACs"
+        line += f"; MACs outside the space {100 * result.share_outside:.0f} %"
     return line + "."
 
 

@@ -130,8 +130,8 @@ def _compare(counts: Counts, budget: Budget, rate: float, around: tuple[float, f
     proven = upper_bound(counts.sdc, counts.planned, 0.95)
     if proven > budget.sdc:
         reason += (
-            f" With 95 % confidence that proves a rate below {_shown_above(proven)} %, not below "
-            f"{budget.sdc:g} %: more faults would, or sdc_budget(confidence=0.95) demands it."
+            f" {counts.planned} faults prove, with 95 % confidence, a rate below "
+            f"{_shown_above(proven)} %, not below {budget.sdc:g} %."
         )
     return Verdict("pass", reason, rate, around)
 
