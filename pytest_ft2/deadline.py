@@ -5,15 +5,27 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-__all__ = ["Deadline", "TrialTimeout"]
+__all__ = ["Deadline", "TrialTimeout", "keep_stderr", "release_stderr"]
 
 # A trial that does not come back to the interpreter is given this long after its time.
 _GRACE_SECONDS = 30.0
+
+_kept_stderr: list[int] = []
+
+
+def keep_stderr() -> None:
+    """Keep the process's error stream at hand while pytest captures it, to say last words."""
+    _kept_stderr.append(os.dup(2))
+
+
+def release_stderr() -> None:
+    """Undo the last :func:`keep_stderr`."""
+    os.close(_kept_stderr.pop())
 
 
 class TrialTimeout(BaseException):
@@ -41,6 +53,7 @@ class Deadline:
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
         self.expired = False
+        self._started = 0.0
         self._handler: Any = None
         self._timer: tuple[float, float] = (0.0, 0.0)
         self._exit = os._exit
@@ -50,12 +63,13 @@ class Deadline:
         self._guard_exit()
         if self._seconds is None:
             return self
+        self._started = time.monotonic()
         if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGALRM, self._raise)
             self._timer = signal.setitimer(signal.ITIMER_REAL, self._seconds, 1.0)
         self._watched = True
         faulthandler.dump_traceback_later(
-            self._seconds + _GRACE_SECONDS, exit=True, file=sys.__stderr__
+            self._seconds + _GRACE_SECONDS, exit=True, file=_stderr_fileno()
         )
         return self
 
@@ -71,6 +85,9 @@ class Deadline:
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
             signal.signal(signal.SIGALRM, self._handler)
         os._exit = self._exit
+        if self._seconds is not None and time.monotonic() - self._started >= self._seconds:
+            # Another timer, such as pytest-timeout's, may have been faster.
+            self.expired = True
         return isinstance(error, TrialTimeout)
 
     def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
@@ -81,14 +98,17 @@ class Deadline:
         owner, leave = os.getpid(), self._exit
 
         def leave_with_failure(status: int) -> NoReturn:
-            if os.getpid() == owner:
-                print(  # noqa: T201
-                    "ft2: a trial ended the process with os._exit, so there is no verdict; run "
-                    "with -n 1 (pytest-xdist) to have it counted as a DUE",
-                    file=sys.__stderr__,
-                    flush=True,
+            if os.getpid() == owner and "PYTEST_XDIST_WORKER" not in os.environ:
+                sentence = (
+                    "\nft2: a trial ended the process with os._exit, so there is no verdict; run "
+                    "with -n 1 (pytest-xdist) to have it counted as a DUE\n"
                 )
+                os.write(_stderr_fileno(), sentence.encode())
                 status = status or 3
             leave(status)
 
         os._exit = leave_with_failure
+
+
+def _stderr_fileno() -> int:
+    return _kept_stderr[-1] if _kept_stderr else 2

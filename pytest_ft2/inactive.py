@@ -19,7 +19,9 @@ class Inactive:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._marked:
+            count = len(self._marked)
+            tests = "1 gated test" if count == 1 else f"{count} gated tests"
             terminalreporter.write_line(
-                f"ft2: {len(self._marked)} gated tests ran once, without faults, so no gate was "
-                "measured; --ft2-faults=500 measures them"
+                f"ft2: {tests} ran once, without faults, so no gate was measured; "
+                "--ft2-faults=500 measures"
             )

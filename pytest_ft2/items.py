@@ -9,7 +9,7 @@ import pytest
 
 from pytest_ft2.plan import GatePlan
 
-__all__ = ["Campaign", "ChunkItem", "GateItem"]
+__all__ = ["Campaign", "ChunkItem", "GateItem", "tear_down"]
 
 
 @dataclass(eq=False)
@@ -33,15 +33,19 @@ class Campaign:
 class _CampaignItem(pytest.Item):
     """Stands where the test's function stands, with the function's marks."""
 
-    def __init__(self, *, campaign: Campaign, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, *, name: str, parent: pytest.Collector, campaign: Campaign, **kwargs: Any
+    ) -> None:
+        # Given as text, so that pytest parses it as it parses the ids of reports and of --lf.
+        nodeid = f"{parent.nodeid}::{name}"
+        super().__init__(name=name, parent=parent, nodeid=nodeid, **kwargs)
         self.campaign = campaign
         function = campaign.sets[0]
         self._reported = function.reportinfo()
         self.own_markers.extend(
             mark
             for mark in function.own_markers
-            if mark.name not in ("parametrize", "timeout", "flaky")
+            if mark.name not in ("parametrize", "timeout", "flaky", "filterwarnings")
         )
         self.keywords.update({mark.name: mark for mark in self.own_markers})
         self.extra_keyword_matches.add(function.originalname)
@@ -68,3 +72,13 @@ class ChunkItem(_CampaignItem):
 class GateItem(_CampaignItem):
     """Collected, selected and listed like a test; decided by the process that owns the session."""
 
+
+def tear_down(item: ChunkItem | GateItem, nextitem: pytest.Item | None) -> str | None:
+    """Tear down what the next item does not need; return how a fixture failed at that, or None."""
+    try:
+        item.session._setupstate.teardown_exact(nextitem)
+    except pytest.exit.Exception:
+        raise
+    except Exception as error:
+        return str(pytest.ExceptionInfo.from_exception(error).getrepr(style="short"))
+    return None

@@ -32,11 +32,14 @@ class CampaignLedger:
         Trials that the session was to run; None until that is known.
     gate_selected:
         Whether the session is to decide the gate.
+    ended:
+        Whether every selected chunk ran to its end, its last fault-free run included.
     """
 
     plan: GatePlan
     selected: set[int] | None = None
     gate_selected: bool = True
+    ended: bool = False
     trials: dict[int, Payload] = field(default_factory=dict)
     golden: dict[str, list[Payload]] = field(default_factory=dict)
     noise_holds: bool | None = None
@@ -78,6 +81,16 @@ class CampaignLedger:
                 "see why."
             )
             return
+        options = "".join(f" {option}" for option in self.plan.replay_options)
+        behind = (
+            f"the {len(lost) - 1} trials behind it were lost"
+            if lost[1:]
+            else "the fault-free run behind it was lost"
+        )
+        self.note(
+            f"A worker died in trial {lost[0]}, which counts as a DUE, and {behind}: find out what "
+            f"ends the process with pytest --ft2-replay='{self.plan.key}#{lost[0]}'{options}."
+        )
         self.trials[lost[0]] = {
             "kind": "trial",
             "campaign": self.plan.key,
@@ -95,11 +108,6 @@ class CampaignLedger:
             "seconds": None,
             "weights": {},
         }
-        if lost[1:]:
-            self.note(
-                f"A worker died in trial {lost[0]}, which counts as a DUE; {len(lost) - 1} trials "
-                "behind it were lost: run again, with a smaller --ft2-chunk to lose fewer."
-            )
 
     @property
     def counts(self) -> Counts:
@@ -115,13 +123,23 @@ class CampaignLedger:
     @property
     def decided(self) -> bool:
         """Whether the verdict is certain even if no more reports come."""
-        return self.counts.seen == self.plan.planned or is_lost_already(self.counts, self.budget)
+        complete = self.ended and self.counts.seen == self.plan.planned
+        return complete or is_lost_already(self.counts, self.budget)
 
     @property
     def all_skipped(self) -> str | None:
         """Why every golden run was skipped, or None."""
         reasons = [each.get("skipped") for runs in self.golden.values() for each in runs]
         return reasons[0] if reasons and all(reasons) and not self.trials else None
+
+    @property
+    def without_verdict(self) -> str:
+        """Why there is no verdict, where there is none."""
+        if self.all_skipped is not None:
+            return f"No verdict: the test was skipped ({self.all_skipped})."
+        if not self.gate_selected:
+            return f"No verdict: {self.plan.gate_id} was not selected."
+        return "No verdict: the session ended before all trials had run."
 
     @property
     def excluded(self) -> list[str]:
@@ -131,7 +149,7 @@ class CampaignLedger:
         return [
             params
             for params, runs in self.golden.items()
-            if any(not each["passed"] and not each.get("skipped") for each in runs)
+            if any(each.get("wrong_answer") for each in runs)
         ]
 
     def all_problems(self) -> list[str]:
@@ -153,6 +171,11 @@ class CampaignLedger:
             )
         elif self.noise_holds is None and self.trials and not found:
             found.append("Whether the assertion can fail at all was not tried.")
+        if not self.ended and not found:
+            found.append(
+                "Not every chunk of trials ran to its end, so whether a trial left something "
+                "behind is not known: look at the errors above, and run again."
+            )
         return found
 
     def result(self, *, finished: bool) -> CampaignResult:
@@ -237,9 +260,7 @@ class CampaignLedger:
 
 def _as_masked(counts: Counts) -> Counts:
     """Suppose that all missing trials are masked: the best case of an unfinished campaign."""
-    return Counts(
-        counts.planned, counts.planned - counts.sdc - counts.due, counts.sdc, counts.due
-    )
+    return Counts(counts.planned, counts.planned - counts.sdc - counts.due, counts.sdc, counts.due)
 
 
 class Ledger:
@@ -262,12 +283,11 @@ class Ledger:
                 if nodeid.startswith(campaign.plan.prefix):
                     campaign.started.add(nodeid)
             return
-        campaign = self.campaigns.get(payload["campaign"])
-        if campaign is None:
+        if payload["campaign"] in self.campaigns:
+            self.campaigns[payload["campaign"]].add(payload)
+        else:
             # A user's own item can run before anything that knows the campaign's plan.
             self._waiting.setdefault(payload["campaign"], []).append(payload)
-        else:
-            campaign.add(payload)
 
     def plan(self, plan: GatePlan) -> CampaignLedger:
         """Return the ledger of a plan's campaign, new if there is none yet."""

@@ -6,20 +6,21 @@ import os
 import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from _pytest._code.code import ReprFileLocation, TerminalRepr
 from _pytest._io import TerminalWriter
 
-from ft2.report import CampaignResult, markdown_page, notes, table, write_document
+from ft2.report import SPACE, CampaignResult, markdown_page, notes, table, write_document
 from pytest_ft2.ledger import CampaignLedger, Ledger
 from pytest_ft2.options import Settings
 from pytest_ft2.reports import payloads
 
 __all__ = ["Owner"]
 
-_GATE = re.compile(r"(?P<prefix>.*[\[-])gate\](@.*)?")
+_PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
+_GATE = re.compile(r".*[\[-]gate\](@.*)?")
 
 
 class _Sentence(TerminalRepr):
@@ -45,7 +46,11 @@ class Owner:
         self._config = config
         self._settings = settings
         self._reported: set[str] = set()
+        self._ended: set[str] = set()
+        self.interrupted = False
         self._nodes: dict[str, Any] = {}
+        self._teardown_failures: dict[str, str] = {}
+        self._saw_gated_test = False
         self._internal_error = False
         self._finished = False
 
@@ -55,11 +60,16 @@ class Owner:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._reported.add(report.nodeid)
+        self._saw_gated_test = self._saw_gated_test or "sdc_budget" in report.keywords
         if hasattr(report, "node"):
             self._nodes[report.nodeid] = report.node
         for payload in payloads(report):
             self.ledger.add(payload, report.nodeid)
-        if report.when == "???":  # type: ignore[comparison-overlap]
+            if payload.get("teardown_failure"):
+                self._teardown_failures[report.nodeid] = payload["teardown_failure"]
+        if report.when == "teardown":
+            self._ended.add(_without_group(report.nodeid))
+        elif report.when == "???" and not self.interrupted:  # type: ignore[comparison-overlap]
             self._crashed(report.nodeid)
 
     def pytest_internalerror(self) -> None:
@@ -69,10 +79,15 @@ class Owner:
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
         if session.config.option.collectonly:
             return (yield)
+        if self._settings.json is not None:
+            # Whatever ends this process early must not leave an older run's verdicts behind.
+            self._settings.json.unlink(missing_ok=True)
         try:
             result = yield
-        except BaseException:
+        except BaseException as error:
             self._emit_gates(finished=False)
+            if isinstance(error, pytest.exit.Exception) and self._undecided():
+                error.returncode = error.returncode or pytest.ExitCode.INTERRUPTED
             raise
         self._finished = not (session.shouldfail or session.shouldstop)
         self._emit_gates(finished=self._finished)
@@ -97,7 +112,10 @@ class Owner:
         if not results:
             if self.ids and not self._config.option.collectonly:
                 terminalreporter.write_line(
-                    "ft2: no gate ran: mark a test with @pytest.mark.sdc_budget(PERCENT)"
+                    "ft2: no gate ran, the selected tests are some of its parameter sets only: "
+                    "select the test's name, without brackets"
+                    if self._saw_gated_test
+                    else "ft2: no gate ran: mark a test with @pytest.mark.sdc_budget(PERCENT)"
                 )
             return
         terminalreporter.section("silent data corruption (ft2)")
@@ -107,8 +125,13 @@ class Owner:
             good = result.verdict is not None and result.verdict.name == "pass"
             terminalreporter.write_line("")
             terminalreporter.write_line(result.nodeid, bold=True, green=good, red=not good)
+            if result.verdict is None:
+                campaign = self.ledger.campaigns[result.nodeid]
+                terminalreporter.write_line(f"  {campaign.without_verdict}")
             for line in notes(result):
                 terminalreporter.write_line(f"  {line}")
+        terminalreporter.write_line("")
+        terminalreporter.write_line(SPACE)
 
     def results(self) -> list[CampaignResult]:
         """Return every campaign's result as it stands."""
@@ -120,24 +143,26 @@ class Owner:
         for campaign in self.ledger.campaigns.values():
             for trials in campaign.plan.chunks:
                 chunk_id = campaign.plan.chunk_id(trials)
-                if _is(nodeid, chunk_id):
+                if _without_group(nodeid) == chunk_id:
                     campaign.crashed(trials, nodeid)
+
+    def _undecided(self) -> bool:
+        return any(_GATE.fullmatch(nodeid) and nodeid not in self._ended for nodeid in self.ids)
 
     def _emit_gates(self, *, finished: bool) -> None:
         for campaign in self.ledger.campaigns.values():
             self._see_selection(campaign)
         for nodeid in self.ids:
-            gate = _GATE.fullmatch(nodeid)
-            if gate is None:
+            if _GATE.fullmatch(nodeid) is None:
                 continue
             planned = [
                 campaign
                 for campaign in self.ledger.campaigns.values()
-                if _is(nodeid, campaign.plan.gate_id)
+                if _without_group(nodeid) == campaign.plan.gate_id
             ]
             if planned:
                 self._emit_gate(nodeid, planned[0], finished=finished)
-            elif finished and self._is_silent_gate(nodeid, gate["prefix"]):
+            elif finished and nodeid not in self._reported:
                 path = nodeid.partition("::")[0]
                 sentence = (
                     "No worker got as far as this gate's first trial, so nothing was tested: look "
@@ -145,18 +170,13 @@ class Owner:
                 )
                 self._emit(nodeid, (path, None, nodeid.partition("::")[2]), sentence)
 
-    def _is_silent_gate(self, nodeid: str, prefix: str) -> bool:
-        return nodeid not in self._reported and any(
-            other.startswith(f"{prefix}faults-") for other in self.ids
-        )
-
     def _see_selection(self, campaign: CampaignLedger) -> None:
         plan = campaign.plan
-        ids = {nodeid.partition("@")[0] if "]@" in nodeid else nodeid for nodeid in self.ids}
-        campaign.selected = {
-            trial for trials in plan.chunks if plan.chunk_id(trials) in ids for trial in trials
-        }
+        ids = set(map(_without_group, self.ids))
+        chunks = {plan.chunk_id(trials): trials for trials in plan.chunks}
+        campaign.selected = {trial for name in chunks.keys() & ids for trial in chunks[name]}
         campaign.gate_selected = plan.gate_id in ids
+        campaign.ended = chunks.keys() & ids <= self._ended
 
     def _emit_gate(self, nodeid: str, campaign: CampaignLedger, *, finished: bool) -> None:
         location = campaign.plan.location
@@ -180,21 +200,24 @@ class Owner:
         path, line, _ = location
         location = (path, line, nodeid.rpartition("::")[2])
         hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
-        for when in ("setup", "call", "teardown"):
-            outcome, shown = "passed", None
+        for when in _PHASES:
+            outcome: Literal["passed", "failed", "skipped"] = "passed"
+            shown: TerminalRepr | tuple[str, int, str] | str | None = None
             if skipped is not None and when == "call":
                 continue
             if skipped is not None and when == "setup":
                 outcome, shown = "skipped", (path, (line or 0) + 1, skipped)
             elif failure is not None and when == "call":
                 outcome, shown = "failed", _Sentence(failure, path, line)
+            elif when == "teardown" and nodeid in self._teardown_failures:
+                outcome, shown = "failed", self._teardown_failures[nodeid]
             report = pytest.TestReport(
                 nodeid=nodeid,
                 location=location,
                 keywords={},
-                outcome=outcome,  # type: ignore[arg-type]
+                outcome=outcome,
                 longrepr=shown,
-                when=when,  # type: ignore[arg-type]
+                when=when,
             )
             if nodeid in self._nodes:
                 # junit tells testcases apart by node id and worker: this one has begun on a worker.
@@ -203,6 +226,7 @@ class Owner:
         hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
 
 
-def _is(nodeid: str, name: str) -> bool:
-    """Whether a node id is `name`, which ``--dist loadgroup`` may have given a suffix."""
-    return nodeid == name or nodeid.startswith(f"{name}@")
+def _without_group(nodeid: str) -> str:
+    """Return a node id without the group that ``--dist loadgroup`` adds to it."""
+    name, at, _ = nodeid.rpartition("@")
+    return name if at and name.endswith("]") else nodeid

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_ft2.marks import SIGNATURE
+from pytest_ft2.marks import SIGNATURE, check_items
 from pytest_ft2.options import SETTINGS, Settings, add_options, read_settings
 
 _DESCRIPTION = (
@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     plugins = config.pluginmanager
     plugins.register(fixtures, "ft2-fixtures")
-    plugins.register(fixtures.ModelFixtures(settings.model_fixture), "ft2-model-fixtures")
+    plugins.register(fixtures.model_fixtures(settings.model_fixture), "ft2-model-fixtures")
     if settings.active:
         _activate(config, settings)
     else:
@@ -50,8 +50,10 @@ def _activate(config: pytest.Config, settings: Settings) -> None:
     from pytest_ft2.golden_items import GoldenItems
     from pytest_ft2.protocol import Campaigns
     from pytest_ft2.selection import FailedGates
+    from pytest_ft2.sighting import Sighting
 
     plugins = config.pluginmanager
+    plugins.register(Sighting(settings), "ft2-sighting")
     plugins.register(GoldenItems(settings), "ft2-golden-items")
     plugins.register(Campaigns(settings), "ft2-campaigns")
     if settings.replay is not None:
@@ -77,7 +79,7 @@ def _activate(config: pytest.Config, settings: Settings) -> None:
 
 def _narrow_collection(config: pytest.Config, test: str) -> None:
     """Collect the replayed test's file alone, unless other arguments are given."""
-    if getattr(config.option, "numprocesses", None):
+    if getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None):
         raise pytest.UsageError("--ft2-replay runs one trial, in this process: leave -n out")
     if config.args_source is not config.ArgsSource.ARGS:
         config.args = [str(config.rootpath / test.partition("::")[0])]
@@ -89,6 +91,7 @@ def pytest_pycollect_makeitem(
 ) -> Generator[None, Any, Any]:
     made = yield
     settings = collector.config.stash[SETTINGS]
+    check_items(made if isinstance(made, list) else [])
     if not settings.active or made is None:
         return made
     from pytest_ft2.collection import campaign_items, refuse_unsupported

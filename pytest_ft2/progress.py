@@ -31,11 +31,10 @@ class Progress:
         self._done: set[str] = set()
         self._ids: Sequence[str] = ()
         self._total = 0
+        self._counts = False
 
-    def pytest_report_teststatus(
-        self, report: pytest.TestReport
-    ) -> tuple[str, str, Any] | None:
-        if report.when in _OURS:  # type: ignore[comparison-overlap]
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, Any] | None:
+        if report.when in _OURS:
             return "", "", ""
         if report.when != "trial":  # type: ignore[comparison-overlap]
             return None
@@ -46,15 +45,17 @@ class Progress:
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         reporter = session.config.pluginmanager.getplugin("terminalreporter")
-        if hasattr(reporter, "_get_progress_information_message"):
+        style = getattr(reporter, "_show_progress_info", None)
+        if style in ("progress", "count"):
             reporter._get_progress_information_message = self._message
+            self._counts = style == "count"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         record = next(iter(payloads(report)), {"kind": None})
         if record["kind"] == "trial":
             self._done.add(f"{record['campaign']}#{record['trial']}")
-        elif report.when not in _OURS:  # type: ignore[comparison-overlap]
+        elif report.when not in _OURS:
             self._done.add(report.nodeid)
 
     def _message(self) -> str:
@@ -63,5 +64,7 @@ class Progress:
             chunks = [chunk for chunk in map(_CHUNK.search, self._ids) if chunk]
             trials = sum(int(chunk["last"]) - int(chunk["first"]) + 1 for chunk in chunks)
             self._total = len(self._ids) + trials
-        total = max(1, self._total, len(self._done))
-        return f" [{100 * len(self._done) // total:3d}%]"
+        done, total = len(self._done), max(1, self._total, len(self._done))
+        if self._counts:
+            return f" [{done:{len(str(total))}d}/{total}]"
+        return f" [{100 * done // total:3d}%]"

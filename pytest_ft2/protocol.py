@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_ft2.deadline import keep_stderr, release_stderr
 from pytest_ft2.golden_items import adopt
-from pytest_ft2.items import ChunkItem, GateItem
+from pytest_ft2.items import ChunkItem, GateItem, tear_down
 from pytest_ft2.options import Settings
 from pytest_ft2.reports import send
 
@@ -17,6 +18,12 @@ class Campaigns:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+
+    def pytest_configure(self) -> None:
+        keep_stderr()
+
+    def pytest_unconfigure(self) -> None:
+        release_stderr()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -32,7 +39,7 @@ class Campaigns:
             run_chunk(item, nextitem)
             return True
         if isinstance(item, GateItem):
-            send(item, "plan", [{"kind": "plan", "plan": item.campaign.plan.as_plain()}])
-            item.session._setupstate.teardown_exact(nextitem)
+            plan = {"kind": "plan", "plan": item.campaign.plan.as_plain()}
+            send(item, "plan", [plan | {"teardown_failure": tear_down(item, nextitem)}])
             return True
         return None

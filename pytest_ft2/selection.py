@@ -12,12 +12,19 @@ __all__ = ["FailedGates"]
 
 
 class FailedGates:
-    """``--lf`` keeps the gate and drops its trials, which did not fail: without them it proves
-    nothing. It drops them when a file is collected and once more when items are modified.
+    """Makes ``--lf`` treat a gate's trials as part of the gate.
+
+    ``--lf`` keeps a failed gate and drops its trials, which did not fail: without them it proves
+    nothing. It drops them when a file is collected and once more when items are modified, so they
+    are added before ``-k``, ``-m`` and ``--deselect`` have their say, and kept from ``--lf``'s.
     """
 
     def __init__(self) -> None:
-        self._kept: list[ChunkItem] = []
+        self._kept: dict[GateItem, list[ChunkItem]] = {}
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        if session.config.getoption("lf", False):
+            session.config.pluginmanager.register(_KeptBack(self._kept), "ft2-kept-back")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(
@@ -28,32 +35,41 @@ class FailedGates:
         there = set(items)
         for gate in [item for item in items if isinstance(item, GateItem)]:
             missing = [chunk for chunk in gate.campaign.chunks if chunk not in there]
-            place = items.index(gate)
-            items[place:place] = missing
-        snapshot = _Snapshot()
-        config.pluginmanager.register(snapshot)
-        try:
-            yield
-        finally:
-            config.pluginmanager.unregister(snapshot)
-        kept = set(items)
-        for gate in [item for item in items if isinstance(item, GateItem)]:
-            lost = [
-                chunk
-                for chunk in gate.campaign.chunks
-                if chunk in snapshot.selected and chunk not in kept
-            ]
-            place = items.index(gate)
-            items[place:place] = lost
+            _insert_before(gate, missing, items)
+        yield
+        there = set(items)
+        for gate, chunks in self._kept.items():
+            missing = [chunk for chunk in chunks if chunk not in there]
+            if gate in there:
+                _insert_before(gate, missing, items)
+            elif missing:
+                config.hook.pytest_deselected(items=missing)
         return None
 
 
-class _Snapshot:
-    """Remembers which chunks ``-k``, ``-m`` and ``--deselect`` leave."""
+class _KeptBack:
+    """Takes the trials out of the items after ``-k``, ``-m`` and ``--deselect``."""
 
-    def __init__(self) -> None:
-        self.selected: set[pytest.Item] = set()
+    def __init__(self, kept: dict[GateItem, list[ChunkItem]]) -> None:
+        self._kept = kept
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        self.selected = {item for item in items if isinstance(item, ChunkItem)}
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        failed = config.cache.get("cache/lastfailed", {}) if config.cache is not None else {}
+        there = set(items)
+        for gate in [item for item in items if isinstance(item, GateItem)]:
+            chunks = [
+                chunk
+                for chunk in gate.campaign.chunks
+                if chunk in there and chunk.nodeid not in failed
+            ]
+            self._kept[gate] = chunks
+            there.difference_update(chunks)
+        items[:] = [item for item in items if item in there]
+
+
+def _insert_before(gate: GateItem, chunks: list[ChunkItem], items: list[pytest.Item]) -> None:
+    place = items.index(gate)
+    items[place:place] = chunks

@@ -54,7 +54,7 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: st
     return str(tokenizer.decode(new_tokens, skip_special_tokens=True))
 
 
-@pytest.mark.sdc_budget(5)
+@pytest.mark.sdc_budget(0.5)
 @pytest.mark.parametrize(("country", "capital"), CAPITALS)
 def test_capital(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, country: str, capital: str
@@ -64,7 +64,7 @@ def test_capital(
     assert capital in text
 
 
-@pytest.mark.sdc_budget(5)
+@pytest.mark.sdc_budget(1.5)
 @pytest.mark.parametrize(("a", "b"), SUMS)
 def test_sum(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, a: int, b: int) -> None:
     """The last number of the answer is the sum."""

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ft2.report import (
-    SPACE,
     SCHEMA,
+    SPACE,
     CampaignResult,
     as_document,
     markdown_page,

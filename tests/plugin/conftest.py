@@ -1,0 +1,79 @@
+"""A project of a user, in a folder of its own, with a real tiny model on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_models import tiny_model
+
+CONFTEST = """
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)
+PROMPT = torch.tensor([[1, 5, 9, 11]])
+
+
+def generate(model, prompt=PROMPT, **options):
+    options = {{"max_new_tokens": 6, "do_sample": False, **options}}
+    return model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0].tolist()
+
+
+@pytest.fixture(scope="session")
+def model():
+    return AutoModelForCausalLM.from_pretrained({model!r}).eval()
+"""
+
+RIGHT = [1, 5, 9, 11, 53, 12, 42, 53, 53, 42]
+"""What the tiny Llama says to the prompt."""
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama as transformers saves it."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(folder)
+    return folder
+
+
+class Project:
+    """A user's project: write tests into it, run pytest in it, read what came of it."""
+
+    def __init__(self, pytester: pytest.Pytester, model_folder: Path) -> None:
+        self.pytester = pytester
+        self.path = pytester.path
+        self.model_folder = model_folder
+        pytester.makeini(
+            "[pytest]\nft2_model_fixture = model\nft2_fault_model = exp\nft2_encoding = fp16\n"
+        )
+        pytester.makeconftest(CONFTEST.format(model=str(model_folder)))
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        """Run pytest in this process, without plugins that change other tests' runs."""
+        return self.pytester.runpytest_inprocess(*QUIET, *arguments)
+
+    def run_apart(self, *arguments: str) -> pytest.RunResult:
+        """Run pytest in a process of its own, which may crash or use workers."""
+        return self.pytester.runpytest_subprocess(*QUIET, *arguments)
+
+    def json(self, name: str = "out.json") -> Any:
+        """Read what ``--ft2-json`` wrote."""
+        return json.loads((self.path / name).read_text())
+
+
+QUIET = ("-p", "no:randomly", "-p", "no:rerunfailures", "-p", "no:cov")
+
+
+@pytest.fixture
+def project(
+    pytester: pytest.Pytester, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Project:
+    """An empty project with a model fixture called ``model``."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    return Project(pytester, model_folder)

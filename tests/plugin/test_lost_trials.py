@@ -1,0 +1,221 @@
+"""Trials that end their process or never end: what is lost never shrinks the denominator."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pytest_ft2.chunk import trial_timeout
+from tests.plugin.conftest import Project
+from tests.plugin.gated import IN_TRIAL, RIGHT_OR_NOT, WORKERS, run_with, verdicts
+
+
+def test_a_trial_that_ends_its_worker_is_a_due_and_the_gate_is_incomplete(project: Project) -> None:
+    project.pytester.makepyfile(test_it=IN_TRIAL.replace("EVENT", "os._exit(0)"))
+    result = project.run_apart("-n2", "--ft2-faults=20", "--ft2-chunk=20", "--ft2-json=out.json")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=1, failed=2)
+    campaign = project.json()["campaigns"][0]
+    assert campaign["planned"] == 20
+    assert campaign["due"] == 1
+    assert campaign["verdict"] == "incomplete"
+    first, *rest = [trial["trial"] for trial in campaign["trials"] if trial["outcome"] == "due"]
+    assert rest == []
+    result.stdout.fnmatch_lines(
+        [
+            f"incomplete: A worker died in trial *, which counts as a DUE, and the {19 - first} "
+            "trials behind it were lost: find out what ends the process with pytest "
+            f"--ft2-replay='test_it.py::test_answer#{first}'.*"
+        ]
+    )
+    lost = campaign["planned"] - campaign["masked"] - campaign["sdc"] - campaign["due"]
+    assert campaign["reason"].endswith(f"{lost} of 20 trials have no outcome.")
+
+
+def test_a_worker_that_dies_in_the_last_trial_and_is_not_replaced_leaves_no_complete_gate(
+    project: Project,
+) -> None:
+    project.pytester.makepyfile(test_it=IN_TRIAL.replace("EVENT", "os._exit(0)"))
+    arguments = ("-n2", "--ft2-faults=2", "--ft2-chunk=2", "--ft2-json=out.json")
+    result = project.run_apart(*arguments, "--max-worker-restart=0")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    campaign = project.json()["campaigns"][0]
+    assert (campaign["masked"], campaign["due"]) == (1, 1)
+    assert campaign["verdict"] == "incomplete"
+    result.stdout.fnmatch_lines(
+        ["incomplete: A worker died in trial 1, *and the fault-free run behind it was lost: *"]
+    )
+
+
+@pytest.mark.parametrize("event", ["os._exit(0)", "request.addfinalizer(lambda: os._exit(0))"])
+def test_a_trial_that_leaves_this_process_does_not_leave_it_as_a_success(
+    project: Project, event: str
+) -> None:
+    test = IN_TRIAL.replace("EVENT", event).replace("(model)", "(model, request)", 1)
+    project.pytester.makepyfile(test_it=test)
+    (project.path / "out.json").write_text('"of an older run"')
+    result = project.run_apart("-n0", "--ft2-faults=20", "--ft2-json=out.json")
+    assert result.ret == 3
+    assert not (project.path / "out.json").exists()
+    result.stderr.fnmatch_lines(
+        [
+            "ft2: a trial ended the process with os._exit, so there is no verdict; run with -n 1 "
+            "(pytest-xdist) to have it counted as a DUE"
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("workers", "hang"),
+    [("-n0", "time.sleep(60)"), ("-n0", "while True: pass"), ("-n2", "time.sleep(60)")],
+)
+def test_a_trial_that_hangs_is_a_due(project: Project, workers: str, hang: str) -> None:
+    test = IN_TRIAL.replace("EVENT", hang).replace("(100)", "(100, due_budget=100)")
+    project.pytester.makepyfile(test_it=test)
+    result = run_with(
+        project, workers, "--ft2-faults=8", "--ft2-trial-timeout=0.5", "--ft2-json=out.json"
+    )
+    assert result.ret == pytest.ExitCode.OK
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "pass"
+    due = [trial for trial in campaign["trials"] if trial["outcome"] == "due"]
+    assert due
+    assert all(0.5 <= trial["seconds"] < 5 for trial in due)
+    assert campaign["masked"] + campaign["sdc"] + campaign["due"] == 8
+
+
+def test_a_teardown_that_hangs_is_stopped_and_leaves_the_fixtures_of_later_trials_fresh(
+    project: Project,
+) -> None:
+    test = IN_TRIAL.replace("EVENT", "slow.append(30)").replace("(100)", "(100, due_budget=100)")
+    fixtures = """
+@pytest.fixture
+def fresh():
+    return []
+
+@pytest.fixture
+def slow(fresh):
+    delay = [0]
+    yield delay
+    time.sleep(delay[-1])
+
+@pytest.fixture
+def last(slow):
+    yield
+"""
+    test = test.replace("(model)", "(model, fresh, slow, last)", 1)
+    test = test.replace("    answer =", "    assert not fresh\n    fresh.append(1)\n    answer =")
+    project.pytester.makepyfile(test_it=test + fixtures)
+    result = project.run("--ft2-faults=8", "--ft2-trial-timeout=0.5", "--ft2-json=out.json")
+    assert result.ret == pytest.ExitCode.OK
+    campaign = project.json()["campaigns"][0]
+    assert campaign["due"] > 0
+    assert campaign["masked"] + campaign["sdc"] + campaign["due"] == 8
+
+
+STUBBORN = """for _ in range(2):
+            try:
+                time.sleep(60)
+            except BaseException:
+                pass
+"""
+
+
+def test_a_trial_that_lets_no_exception_through_is_stopped_all_the_same(project: Project) -> None:
+    test = IN_TRIAL.replace("EVENT", STUBBORN).replace("(100)", "(100, due_budget=100)")
+    project.pytester.makepyfile(test_it=test)
+    started = time.monotonic()
+    project.run("--ft2-faults=4", "--ft2-trial-timeout=0.2", "--ft2-json=out.json")
+    assert time.monotonic() - started < 30
+    campaign = project.json()["campaigns"][0]
+    assert campaign["due"] > 0
+    assert campaign["masked"] + campaign["sdc"] + campaign["due"] == 4
+
+
+@pytest.mark.parametrize("mark", ["timeout(1)", "timeout(1, func_only=True)"])
+def test_a_timeout_mark_of_the_user_holds_for_each_trial_and_not_for_the_chunk(
+    project: Project, mark: str
+) -> None:
+    test = IN_TRIAL.replace("EVENT", "time.sleep(60)")
+    test = test.replace("(100)", "(100, due_budget=100)")
+    test = test.replace("def test", f"@pytest.mark.{mark}\ndef test")
+    test = test.replace("    answer =", "    time.sleep(0.3)\n    answer =")
+    project.pytester.makepyfile(test_it=test)
+    result = project.run("--ft2-faults=4", "--ft2-json=out.json")
+    assert result.ret == pytest.ExitCode.OK
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "pass"
+    due = [trial for trial in campaign["trials"] if trial["outcome"] == "due"]
+    assert due
+    assert all(1 <= trial["seconds"] < 5 for trial in due)
+
+
+@dataclass
+class _Plan:
+    trial_timeout: float | None = None
+
+
+@pytest.mark.parametrize(
+    ("golden", "asked", "expected"), [(0.1, None, 10.0), (2.0, None, 40.0), (2.0, 3.0, 3.0)]
+)
+def test_a_trial_may_take_twenty_golden_runs_and_at_least_ten_seconds(
+    pytester: pytest.Pytester, golden: float, asked: float | None, expected: float
+) -> None:
+    item: Any = pytester.getitem("def test_it(): pass", "test_it")
+    plan: Any = _Plan(asked)
+    assert trial_timeout(item, plan, golden) == expected
+
+
+def test_the_shortest_of_the_timeouts_that_were_asked_for_holds(pytester: pytest.Pytester) -> None:
+    source = "import pytest\n@pytest.mark.timeout(5)\ndef test_it(): pass"
+    item: Any = pytester.getitem(source, "test_it")
+    for asked, expected in ((None, 5.0), (7.0, 5.0), (2.0, 2.0)):
+        plan: Any = _Plan(asked)
+        assert trial_timeout(item, plan, 100.0) == expected
+
+
+CRASH = """
+import os, pytest
+
+@pytest.mark.parametrize("number", range(6))
+def test_first(number):
+    os._exit(1)
+"""
+
+
+def test_a_gate_whose_workers_all_died_before_its_trials_fails(project: Project) -> None:
+    project.pytester.makepyfile(test_a=CRASH, test_b=RIGHT_OR_NOT.replace("BUDGET", "100"))
+    result = project.run_apart("-n2", "--max-worker-restart=0", "--ft2-faults=8")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [
+            "No worker got as far as this gate's first trial, so nothing was tested: look at the "
+            "errors above.",
+            "FAILED test_b.py::test_answer?gate? - *",
+        ]
+    )
+
+
+BROKEN_WORKER = """
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_logreport(report):
+    import os
+    yield
+    if report.when == "trial" and report.ft2[0]["trial"] == 5 and WHERE:
+        raise RuntimeError("a plugin is broken")
+"""
+
+
+@WORKERS
+def test_an_internal_error_is_never_a_success(project: Project, workers: str) -> None:
+    project.pytester.makepyfile(test_it=RIGHT_OR_NOT.replace("BUDGET", "100"))
+    where = "True" if workers == "-n0" else "'PYTEST_XDIST_WORKER' in os.environ"
+    conftest = project.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + BROKEN_WORKER.replace("WHERE", where))
+    result = run_with(project, workers, "--ft2-faults=12", "--ft2-chunk=6", "--ft2-json=out.json")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    assert verdicts(project)["test_it.py::test_answer"] in (None, "incomplete")
