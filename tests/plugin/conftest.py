@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+# What a run in this process imports first, it forgets again: the rooms must be the same in all.
+import pytest_ft2.chunk  # noqa: F401
 from tests.tiny_models import tiny_model
 
 CONFTEST = """
