@@ -217,11 +217,15 @@ class GoldenRunner:
         result, run = self.run(number, RunSpec(protection=self.plan.protection, record=True))
         protected = run.golden
         if not result.passed or protected is None:
-            made.problem = (
+            sentence = (
                 f"Protection {self.plan.protection} alone, without a fault, makes "
                 f"{self._named(number)} fail ({result.shown}): the model cannot be used with it."
             )
-            return {"changed_by_protection": True, "corrected_values": run.corrected}
+            return {
+                "changed_by_protection": True,
+                "corrected_values": run.corrected,
+                "failed_with_protection": sentence,
+            }
         return {
             "changed_by_protection": protected.outputs != golden.outputs,
             "corrected_values": run.corrected,

@@ -185,7 +185,7 @@ class CampaignLedger:
             verdict = decide(self.counts, self.budget, self.all_problems())
             if not finished and self.counts.seen < self.plan.planned:
                 verdict = decide(_as_masked(self.counts), self.budget)
-        known = [runs[-1] for runs in self.golden.values()]
+        known = [_fullest(runs) for runs in self.golden.values()]
         shares = [each["share_outside"] for each in known if "share_outside" in each]
         return CampaignResult(
             nodeid=self.plan.key,
@@ -199,7 +199,9 @@ class CampaignLedger:
             counts=self.counts,
             verdict=verdict,
             golden=[
-                {"params": each["params"]} | {name: each.get(name) for name in _PUBLIC_GOLDEN}
+                {"params": each["params"]}
+                | {name: each.get(name) for name in _PUBLIC_GOLDEN}
+                | {"passed_with_protection": not each.get("failed_with_protection")}
                 for each in sorted(known, key=lambda each: self._order(each["params"]))
             ],
             excluded=self.excluded,
@@ -223,6 +225,7 @@ class CampaignLedger:
                 "rightly without a fault; at least half must be."
             )
         left_first_token = []
+        broken = []
         for params, runs in self.golden.items():
             if params in excluded:
                 continue
@@ -238,9 +241,13 @@ class CampaignLedger:
                         "model alike and get the same answers everywhere."
                     )
                     break
+            sentence = _fullest(runs).get("failed_with_protection")
+            broken += [sentence] if sentence else []
             left_first_token += [
                 each["left_first_token"] for each in runs if "left_first_token" in each
             ]
+        if 2 * len(broken) > len(remaining):
+            yield broken[0]
         if left_first_token and not any(left_first_token):
             yield (
                 f"Protection {self.plan.protection} never left the first token, so it protected "
@@ -256,6 +263,11 @@ class CampaignLedger:
                 f"selected: select the test, {self.plan.key}, rather than parts of what is beside "
                 "it."
             )
+
+
+def _fullest(runs: list[Payload]) -> Payload:
+    """Return the report that knows most: a chunk's, which saw the protected run too."""
+    return max(runs, key=len)
 
 
 def _as_masked(counts: Counts) -> Counts:

@@ -49,6 +49,12 @@ def notes(result: CampaignResult) -> list[str]:
     lines = [] if result.verdict is None else [result.verdict.reason]
     if result.excluded:
         lines.append(f"Left out, answered wrongly without a fault: {', '.join(result.excluded)}.")
+    broken = [each for each in result.golden if each.get("passed_with_protection") is False]
+    if broken:
+        lines.append(
+            f"{result.protection} alone makes {len(broken)} of {len(result.golden)} parameter sets "
+            "fail without a fault; their trials count as they end."
+        )
     changed = [golden["params"] for golden in result.golden if golden.get("changed_by_protection")]
     corrected = sum(golden.get("corrected_values") or 0 for golden in result.golden)
     if changed:

@@ -320,3 +320,27 @@ def test_a_gate_passes_only_when_every_planned_trial_has_an_outcome(
     name, _ = decided(payloads, plan(len(outcomes), budget=100.0, due_budget=100.0))
     complete = len(sent) == len(outcomes) and None not in outcomes
     assert name == ("pass" if complete else "incomplete")
+
+
+def test_a_parameter_set_that_fails_with_protection_alone_is_told_and_counted() -> None:
+    fails = golden("b", failed_with_protection="Protection ft2 alone makes b fail.")
+    payloads = [golden("a"), fails, *all_well()[1:]]
+    campaign = ledger(payloads, plan(sets=("a", "b")))
+    result = campaign.result(finished=True)
+    assert result.verdict is not None
+    assert result.verdict.name == "pass"
+    assert [each["passed_with_protection"] for each in result.golden] == [True, False]
+
+
+def test_a_protection_that_makes_most_parameter_sets_fail_cannot_be_judged() -> None:
+    fails = golden("b", failed_with_protection="Protection ft2 alone makes b fail.")
+    name, reason = decided([fails, *all_well()[1:]], plan(sets=("b",)))
+    assert name == "incomplete"
+    assert reason.startswith("Protection ft2 alone makes b fail.")
+
+
+def test_what_a_users_own_item_reports_late_hides_nothing_a_chunk_has_reported() -> None:
+    late = golden(calls=None)
+    del late["protected_digest"], late["left_first_token"], late["calls"]
+    result = ledger([golden(calls=1, steps=5), *all_well()[1:], late]).result(finished=True)
+    assert result.golden[0]["calls"] == 1
