@@ -169,7 +169,7 @@ class GoldenRunner:
         if "setup" in result.failed or "teardown" in result.failed:
             return (
                 f"The fixtures of the golden run {name} fail without any fault ({result.shown}): "
-                "make them work with ft2 attached to the model."
+                "mend them, or what they are told on the command line."
             )
         if not result.passed:
             return (
@@ -179,7 +179,8 @@ class GoldenRunner:
         if golden is None:
             return (
                 f"{name} does not use the fixture {self._model_fixture!r}, so no fault can reach "
-                "its model: name the fixture that returns the model with ft2_model_fixture."
+                "its model: use it in the test, or name the fixture that returns the model with "
+                "the ini option ft2_model_fixture."
             )
         if golden.calls == 0:
             return (

@@ -38,10 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     settings = config.stash[SETTINGS]
-    if not settings.active or settings.replay is not None:
+    if not settings.active:
         return None
+    what = f"{settings.faults} faults per gate"
+    if settings.replay is not None:
+        what = f"replay of {settings.replay[0]}#{settings.replay[1]}"
     return (
-        f"ft2: {settings.faults} faults per gate, fault model {settings.fault_model}, "
+        f"ft2: {what}, fault model {settings.fault_model}, "
         f"protection {settings.protection}, seed {settings.seed}"
     )
 

@@ -109,6 +109,19 @@ class Replay:
             report.sections.append((f"ft2 trial {self._trial}", self._describe(item)))
         return report
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_exception_interact(
+        self, node: pytest.Item, report: pytest.TestReport | pytest.CollectReport
+    ) -> None:
+        """Show the fault before ``--pdb`` opens."""
+        if not node.config.getoption("usepdb"):
+            return
+        reporter = node.config.pluginmanager.getplugin("terminalreporter")
+        for title, text in report.sections:
+            if reporter is not None and title.startswith("ft2 trial"):
+                reporter.section(title)
+                reporter.write_line(text)
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.getreports("passed"):
             for title, text in report.sections:

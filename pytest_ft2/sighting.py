@@ -6,7 +6,7 @@ it does is no part of any run: no fault hits it, and it does not move the run's 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -32,10 +32,10 @@ class Sighting:
             return (yield)
         is_model = fixturedef.argname == self._settings.model_fixture
         if fixturedef.scope == "function":
-            run.begin()
+            _reach(run.begin)
             value = yield
             if is_model:
-                run.attach(value)
+                _reach(run.attach, value)
             return value
 
         from ft2.campaign import preserved_randomness, seed_everything
@@ -51,4 +51,12 @@ class Sighting:
     def pytest_runtest_call(self, item: pytest.Item) -> None:
         run = item.config.stash.get(ACTIVE_RUN, None)
         if run is not None:
-            run.begin()
+            _reach(run.begin)
+
+
+def _reach(attach: Callable[..., None], *arguments: Any) -> None:
+    """Attach, or fail the test with the sentence alone: the traceback is none of its own."""
+    try:
+        attach(*arguments)
+    except (TypeError, ValueError) as error:
+        pytest.fail(f"ft2: {error}", pytrace=False)

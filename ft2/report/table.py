@@ -89,11 +89,13 @@ def markdown_page(results: Sequence[CampaignResult]) -> str:
 
 def _row(result: CampaignResult) -> tuple[str, ...]:
     counts, verdict = result.counts, result.verdict
-    rate = _DASH if verdict is None or verdict.rate is None else f"{verdict.rate:.2f} %"
+    # Of trials that have no outcome nothing is known, so there is no rate to show.
+    known = verdict if counts.seen == counts.planned else None
+    rate = _DASH if known is None or known.rate is None else f"{known.rate:.2f} %"
     around = (
         _DASH
-        if verdict is None or verdict.interval is None
-        else f"{verdict.interval[0]:.2f}{_DASH}{verdict.interval[1]:.2f} %"
+        if known is None or known.interval is None
+        else f"{known.interval[0]:.2f}{_DASH}{known.interval[1]:.2f} %"
     )
     return (
         result.nodeid,

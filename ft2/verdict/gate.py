@@ -130,8 +130,8 @@ def _compare(counts: Counts, budget: Budget, rate: float, around: tuple[float, f
     proven = upper_bound(counts.sdc, counts.planned, 0.95)
     if proven > budget.sdc:
         reason += (
-            f" {counts.planned} faults prove, with 95 % confidence, a rate below "
-            f"{_shown_above(proven)} %, not below {budget.sdc:g} %."
+            f" That is too few to prove it: with 95 % confidence (one-sided) the rate is below "
+            f"{_shown_above(proven)} %."
         )
     return Verdict("pass", reason, rate, around)
 

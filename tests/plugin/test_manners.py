@@ -122,7 +122,7 @@ def test_the_header_shows_only_when_campaigns_are_on(project: Project) -> None:
 def test_a_suite_without_gated_tests_is_told_so(project: Project) -> None:
     project.pytester.makepyfile("def test_nothing(): pass")
     result = project.run("--ft2-faults=7")
-    assert result.ret == pytest.ExitCode.OK
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     result.stdout.fnmatch_lines(
         ["ft2: no gate ran: mark a test with @pytest.mark.sdc_budget(PERCENT)"]
     )

@@ -207,7 +207,8 @@ def test_answer():
     assert_incomplete(
         run,
         "test_it.py::test_answer does not use the fixture 'model', so no fault can reach its "
-        "model: name the fixture that returns the model with ft2_model_fixture.",
+        "model: use it in the test, or name the fixture that returns the model with the ini option "
+        "ft2_model_fixture.",
     )
 
 

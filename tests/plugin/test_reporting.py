@@ -189,3 +189,18 @@ def broken():
     assert verdicts(project) == {"test_it.py::test_answer": "pass"}
     (suite,) = ElementTree.parse(project.path / "junit.xml").getroot()
     assert (suite.get("failures"), suite.get("errors")) == ("0", "1")
+
+
+def test_a_misspelt_marker_does_not_look_like_a_gate_that_passed(project: Project) -> None:
+    project.pytester.makepyfile(
+        test_it="""
+        import pytest
+
+        @pytest.mark.sdc_budgt(1)
+        def test_answer(model):
+            pass
+        """
+    )
+    result = project.run("--ft2-faults=20")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["ft2: no gate ran: mark a test with *"])
