@@ -164,7 +164,7 @@ def test_without_faults_gated_tests_run_once_and_one_line_says_so(
 def test_a_session_without_a_gated_test_says_so(project: Project) -> None:
     project.pytester.makepyfile(test_it="def test_it(): pass")
     result = project.run(*FAULTS)
-    assert result.ret == pytest.ExitCode.OK
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     result.stdout.fnmatch_lines(
         ["ft2: no gate ran: mark a test with @pytest.mark.sdc_budget(PERCENT)"]
     )
