@@ -98,6 +98,8 @@ def attempt(
                 if not result.failed and result.skipped is None and result.xfailed is None:
                     result.call_ran = True
                     _phase(item, "call", result)
+            # What a teardown asks of the model is no part of the answer.
+            run.detach()
             with Deadline(seconds) as closing:
                 _phase(item, "teardown", result, nextitem=neighbour)
         if closing.expired:

@@ -186,9 +186,10 @@ class _ChunkRun:
         spec = RunSpec(protection=self.plan.protection, fault=fault)
         result, run = self.goldens.run(number, spec, limit)
         outcome, error_text = _judge(result, run)
-        if run.error is not None and is_sticky(run.error):
+        sticky = _sticky_error(result, run)
+        if sticky is not None:
             where = f"trial {trial} of {self.plan.key}"
-            self.chunk.config.stash[_LOST_DEVICE] = where, str(run.error)
+            self.chunk.config.stash[_LOST_DEVICE] = where, str(sticky)
         injection = run.injection
         assert golden.golden is not None
         record: Payload = {
@@ -260,7 +261,14 @@ def _judge(result: Attempt, run: Run) -> tuple[Outcome | None, str | None]:
         )
     if not injection.landed:
         return None, "the fault did not land, the value's bits are as before."
-    return outcome_of(result.passed, run.error is not None, result.timed_out), None
+    raised = run.error is not None or _sticky_error(result, run) is not None
+    return outcome_of(result.passed, raised, result.timed_out), None
+
+
+def _sticky_error(result: Attempt, run: Run) -> BaseException | None:
+    """Return the error that leaves the device unusable, wherever in the test it showed."""
+    errors = (run.error, *(error for error, _ in result.failed.values()))
+    return next((error for error in errors if error is not None and is_sticky(error)), None)
 
 
 def _first_line(text: str) -> str:

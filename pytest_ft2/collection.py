@@ -35,9 +35,15 @@ def campaign_items(
         If the test cannot be gated as its marker says; the message is one sentence.
     """
     functions = [item for item in items if isinstance(item, pytest.Function)]
-    if not functions or functions[0].get_closest_marker(MARK) is None:
+    marks = [item.get_closest_marker(MARK) for item in functions]
+    if not any(marks):
         return list(items)
     try:
+        if any(mark is None or mark != marks[0] for mark in marks):
+            raise ValueError(
+                "sdc_budget on some parameter sets alone would leave the others out of the gate: "
+                'put it on the function, with per="params" for a gate each'
+            )
         groups = _groups(functions, settings)
         budgets = [read_mark(_mark(members[0])) for members in groups.values()]
     except ValueError as error:

@@ -178,9 +178,6 @@ class Recorder(Listener):
 
     def forward_finished(self, forward: Forward, output: Any) -> None:
         self._steps[forward.call, forward.step].seconds += self._now() - self._started
-        logits = getattr(output, "logits", None)
-        if forward.call.kind != "generate" and isinstance(logits, Tensor):
-            self._said[forward.call].append(logits[:, -1].argmax(-1).tolist())
 
     def call_finished(self, call: Call) -> None:
         said = getattr(call.result, "sequences", call.result)
@@ -221,9 +218,18 @@ class Recorder(Listener):
         @torch.compiler.disable
         def observe(output: Tensor) -> Tensor:
             self._macs.lm_head += output.numel() * features
+            self._hear(output)
             return output
 
         return observe
+
+    def _hear(self, logits: Tensor) -> None:
+        """Note what a loop by hand is told, also where it asks the head itself."""
+        forward = self._clock.current
+        call = forward.call if forward is not None else next(reversed(self._calls), None)
+        if call is not None and call.kind != "generate":
+            last = logits if logits.dim() == 2 else logits[:, -1]
+            self._said[call].append(last.argmax(-1).tolist())
 
     def _now(self) -> float:
         if self._on_cuda:

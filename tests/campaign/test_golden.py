@@ -251,3 +251,15 @@ def test_a_site_that_was_not_computed_has_no_weight() -> None:
     golden = record(tiny_model(), generate)
     with pytest.raises(ValueError, match="the run has no site call=0,step=9,"):
         golden.weights(Fault(0, 9, "model.layers.0.mlp.up_proj", 0, 0, 0, (0,)))
+
+
+def test_what_a_loop_by_hand_is_told_is_recorded_however_it_asks() -> None:
+    model: Any = tiny_model("llama")
+    prompt = torch.tensor([[1, 5, 9, 11]])
+    recorder = Recorder(model)
+    with torch.no_grad():
+        told = model(prompt).logits[:, -1].argmax(-1).tolist()
+        model(prompt, return_dict=False)
+        model.lm_head(model.model(prompt).last_hidden_state[:, -1])
+    recorder.stop()
+    assert recorder.golden().outputs == ((told,), (told,), (told,))

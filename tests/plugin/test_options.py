@@ -392,3 +392,26 @@ def test_a_marker_is_read_whole() -> None:
     budget = read_mark(mark)
     assert (budget.percent, budget.confidence, budget.due_budget) == (1.0, 0.9, 2)
     assert (budget.faults, budget.golden, budget.per) == (None, "require", "params")
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        "[pytest.param(1, marks=pytest.mark.sdc_budget(100)), 2]",
+        "[1, pytest.param(2, marks=pytest.mark.sdc_budget(0))]",
+        "[pytest.param(n, marks=pytest.mark.sdc_budget(n)) for n in (1, 2)]",
+    ],
+)
+def test_budgets_on_single_parameter_sets_are_refused(project: Project, marks: str) -> None:
+    project.pytester.makepyfile(
+        test_it=f"""
+        import pytest
+
+        @pytest.mark.parametrize("n", {marks})
+        def test_answer(model, n):
+            pass
+        """
+    )
+    result = project.run("--ft2-faults=4")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*sdc_budget on some parameter sets alone would leave*"])

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests.plugin.conftest import Project
+from tests.plugin.conftest import RIGHT, Project
 from tests.plugin.seen import FAULTS, Gated, run_gated
 
 PLAIN = """
@@ -832,3 +832,25 @@ def test_answer(model):
     )
     assert run.result.stdout.str().count("DEBUGGER OPENED") == opened
     assert ("sdc" in run.outcomes) != bool(opened)
+
+
+def test_a_teardown_that_calls_the_model_is_no_part_of_a_run(project: Project) -> None:
+    project.pytester.makepyfile(
+        test_it=f"""
+        import pytest
+        from conftest import generate
+
+        @pytest.fixture
+        def flush(model):
+            yield
+            generate(model, max_new_tokens=2)
+
+        @pytest.mark.sdc_budget(100)
+        def test_answer(model, flush):
+            assert generate(model) == {RIGHT}
+        """
+    )
+    project.run("--ft2-faults=20", "--ft2-json=out.json")
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "pass", campaign["reason"]
+    assert campaign["golden"][0]["calls"] == 1
