@@ -185,7 +185,7 @@ class _ChunkRun:
         limit = trial_timeout(item, self.plan, golden.seconds)
         spec = RunSpec(protection=self.plan.protection, fault=fault)
         result, run = self.goldens.run(number, spec, limit)
-        outcome, error_text = _judge(result, run)
+        outcome, error_text = _judge(result, run, golden.model_errors)
         sticky = _sticky_error(result, run)
         if sticky is not None:
             where = f"trial {trial} of {self.plan.key}"
@@ -233,7 +233,7 @@ class _ChunkRun:
             send(self.chunk, "problem", [problem])
 
 
-def _judge(result: Attempt, run: Run) -> tuple[Outcome | None, str | None]:
+def _judge(result: Attempt, run: Run, usual_errors: int) -> tuple[Outcome | None, str | None]:
     """Return the outcome, or None and a sentence when the harness could not find out."""
     errors = [error for error, _ in result.failed.values()]
     if run.attach_error is not None:
@@ -261,7 +261,8 @@ def _judge(result: Attempt, run: Run) -> tuple[Outcome | None, str | None]:
         )
     if not injection.landed:
         return None, "the fault did not land, the value's bits are as before."
-    raised = run.error is not None or _sticky_error(result, run) is not None
+    # An error that the test provokes and handles without any fault too is none that a fault brings.
+    raised = len(run.errors) > usual_errors or _sticky_error(result, run) is not None
     return outcome_of(result.passed, raised, result.timed_out), None
 
 

@@ -22,6 +22,8 @@ class GoldenSet:
 
     Attributes
     ----------
+    model_errors:
+        How many exceptions leave the model without any fault, for the test to handle.
     golden:
         The unprotected run, or None if there is none that can be used.
     problem:
@@ -33,6 +35,7 @@ class GoldenSet:
     """
 
     label: str
+    model_errors: int = 0
     golden: Golden | None = None
     seconds: float = 0.0
     problem: str | None = None
@@ -125,6 +128,7 @@ class GoldenRunner:
         result, run = self.run(number, RunSpec(record=True))
         golden = run.golden
         made.seconds = result.seconds
+        made.model_errors = len(run.errors)
         made.problem = self._problem(number, result, run)
         made.skipped = result.skipped
         made.wrong_answer = run.attach_error is None and (

@@ -88,7 +88,11 @@ def read_mark(mark: pytest.Mark) -> SdcBudget:
         ("per", ("model", "params")),
     ):
         _check(given[name] in choices, name, given, f"one of {', '.join(map(repr, choices))}")
-    return SdcBudget(**{**given, "percent": float(given["percent"])})
+    exact = {
+        "percent": float(given["percent"]),
+        "confidence": None if confidence is None else float(confidence),
+    }
+    return SdcBudget(**{**given, **exact})
 
 
 def check_items(items: Iterable[object]) -> None:

@@ -135,6 +135,9 @@ class Recorder(Listener):
         self._attention = _attention_macs_per_context_token(model)
         self._on_cuda = next(model.parameters()).is_cuda
         self._clock = Clock.listen(model, self)
+        # Calls are numbered as the injector numbers them: one that computed nothing counts too.
+        running = self._clock.innermost
+        self._first_call = self._clock.calls if running is None else running.index
         self._taps: list[Tap] = [
             tap(model.get_submodule(each.name), Order.OBSERVE, self._observe(each))
             for each in found
@@ -153,9 +156,8 @@ class Recorder(Listener):
 
     def golden(self) -> Golden:
         """Return what was recorded."""
-        order = {call: index for index, call in enumerate(self._calls)}
         steps = [
-            Step(order[call], step, tuple(running.executions))
+            Step(call.index - self._first_call, step, tuple(running.executions))
             for (call, step), running in self._steps.items()
         ]
         return Golden(

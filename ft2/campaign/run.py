@@ -61,7 +61,7 @@ class Run(Listener):
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         self.model: nn.Module | None = None
-        self.error: Exception | None = None
+        self.errors: list[Exception] = []
         self.attach_error: Exception | None = None
         self.injection: Injection | None = None
         self._protection: Protection | None = None
@@ -122,7 +122,14 @@ class Run(Listener):
         self.model = None
 
     def call_failed(self, error: Exception) -> None:
-        self.error = self.error or error
+        # One that passes through several calls, a forward and its generate, is one error.
+        if not any(known is error for known in self.errors):
+            self.errors.append(error)
+
+    @property
+    def error(self) -> Exception | None:
+        """The first exception that left a call of the model, or None."""
+        return self.errors[0] if self.errors else None
 
     @property
     def golden(self) -> Golden | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ft2.campaign import Golden, Recorder
-from ft2.faults import Fault, Space
+from ft2.faults import Draw, Fault, Space, fault_model, inject
 from ft2.layers import projections
 from ft2.protection import protect
 from tests.tiny_models import ARCHITECTURES, tiny_model
@@ -263,3 +263,23 @@ def test_what_a_loop_by_hand_is_told_is_recorded_however_it_asks() -> None:
         model.lm_head(model.model(prompt).last_hidden_state[:, -1])
     recorder.stop()
     assert recorder.golden().outputs == ((told,), (told,), (told,))
+
+
+def test_a_call_that_computes_nothing_is_numbered_as_the_injector_numbers_it() -> None:
+    model: Any = tiny_model("llama")
+    prompt = torch.tensor([[1, 5, 9, 11]])
+
+    def talk() -> None:
+        with pytest.raises(ValueError):
+            model.generate(prompt, max_new_tokens=-3)
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3)
+
+    recorder = Recorder(model)
+    talk()
+    recorder.stop()
+    steps = recorder.golden().space.steps
+    assert {step.call for step in steps} == {1}
+    fault = recorder.golden().space.sample(Draw(0, "", 0), fault_model("exp"))
+    with inject(model, fault) as injection:
+        talk()
+    assert injection.landed

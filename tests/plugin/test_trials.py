@@ -854,3 +854,26 @@ def test_a_teardown_that_calls_the_model_is_no_part_of_a_run(project: Project) -
     campaign = project.json()["campaigns"][0]
     assert campaign["verdict"] == "pass", campaign["reason"]
     assert campaign["golden"][0]["calls"] == 1
+
+
+def test_an_error_of_the_model_that_the_test_provokes_hides_no_wrong_answer(
+    project: Project,
+) -> None:
+    project.pytester.makepyfile(
+        test_it=f"""
+        import pytest
+        import torch
+        from conftest import generate
+
+        @pytest.mark.sdc_budget(100)
+        def test_answer(model):
+            with pytest.raises(IndexError):
+                model(torch.tensor([[10**6]]))
+            assert generate(model) == {RIGHT}
+        """
+    )
+    project.run("--ft2-faults=60", "--ft2-json=out.json")
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "pass", campaign["reason"]
+    assert campaign["sdc"] > 0
+    assert campaign["due"] == 0
