@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from ft2.layers.model import unwrap
 from ft2.layers.projection import Projection
@@ -126,9 +126,13 @@ def projections(model: nn.Module) -> list[Projection]:
 
 
 def _describe(name: str, module: nn.Module, roles: tuple[_Role, ...]) -> Projection:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
+    weight = getattr(module, "weight", None)
     out_features = int(getattr(module, "out_features", 0) or getattr(module, "nf", 0))
+    if not isinstance(weight, Tensor) or not out_features:
+        raise UnsupportedModelError(
+            f"{name} is a {type(module).__name__}, whose weight ft2 cannot read: it knows linear "
+            "layers with a tensor for a weight"
+        )
     share = out_features // len(roles)
     return Projection(
         name=name,

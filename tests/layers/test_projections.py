@@ -214,3 +214,11 @@ def test_a_wrapper_that_holds_a_model_is_refused_with_a_hint() -> None:
 
     with pytest.raises(TypeError, match=r"; pass its \.model"):
         unwrap(Pipeline())
+
+
+def test_a_layer_whose_weight_cannot_be_read_is_named() -> None:
+    model = torch.ao.quantization.quantize_dynamic(
+        tiny_model("llama"), {torch.nn.Linear}, dtype=torch.qint8
+    )
+    with pytest.raises(UnsupportedModelError, match=r"model\.layers\.0\.self_attn\.q_proj is a"):
+        projections(model)
