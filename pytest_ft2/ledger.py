@@ -20,6 +20,7 @@ __all__ = ["CampaignLedger", "Ledger"]
 Payload = dict[str, Any]
 
 _PUBLIC_GOLDEN = ("passed", "changed_by_protection", "corrected_values", "calls", "steps")
+_SETS_NAMED = 5
 
 
 @dataclass
@@ -34,6 +35,8 @@ class CampaignLedger:
         Whether the session is to decide the gate.
     ended:
         Whether every selected chunk ran to its end, its last fault-free run included.
+    noise_holds:
+        Of each parameter set that was tried, whether its assertion holds on noise.
     """
 
     plan: GatePlan
@@ -42,7 +45,7 @@ class CampaignLedger:
     ended: bool = False
     trials: dict[int, Payload] = field(default_factory=dict)
     golden: dict[str, list[Payload]] = field(default_factory=dict)
-    noise_holds: bool | None = None
+    noise_holds: dict[str, bool] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     started: set[str] = field(default_factory=set)
 
@@ -59,7 +62,8 @@ class CampaignLedger:
         elif kind == "golden":
             self.golden.setdefault(payload["params"], []).append(payload)
         elif kind == "noise":
-            self.noise_holds = bool(self.noise_holds) or payload["holds"]
+            params = payload["params"]
+            self.noise_holds[params] = payload["holds"] or self.noise_holds.get(params, False)
         elif kind == "problem":
             self.note(payload["sentence"])
 
@@ -164,12 +168,14 @@ class CampaignLedger:
             number, sentence = errors[0]
             others = f" {len(errors) - 1} more trials ended so." if len(errors) > 1 else ""
             found.append(f"In trial {number} {sentence}{others}")
-        if self.noise_holds:
+        deaf = [params for params in self.plan.sets if self.noise_holds.get(params)]
+        if deaf:
             found.append(
-                "This assertion holds when the model talks noise, so it cannot see a wrong "
-                "answer: assert on what the model says."
+                f"This assertion holds{self._for_sets(deaf)} when the model talks noise, so it "
+                "cannot see a wrong answer: assert on what the model says."
             )
-        elif self.noise_holds is None and self.trials and not found:
+        dealt = {record["params"] for record in self.trials.values()} - {None}
+        if not found and (dealt - self.noise_holds.keys() or (self.trials and not dealt)):
             found.append("Whether the assertion can fail at all was not tried.")
         if not self.ended and not found:
             found.append(
@@ -254,6 +260,15 @@ class CampaignLedger:
                 "nothing: pass the cache from forward to forward, or write the decode loop inside "
                 "`with ft2.request(model):`."
             )
+
+    def _for_sets(self, chosen: list[str]) -> str:
+        """Name some of the parameter sets inside a sentence; say nothing where they are all."""
+        if len(chosen) == len(self.plan.sets):
+            return ""
+        shown = ", ".join(chosen[:_SETS_NAMED])
+        more = len(chosen) - _SETS_NAMED
+        shown += f" and {more} more" if more > 0 else ""
+        return f" for {len(chosen)} of {len(self.plan.sets)} parameter sets ({shown})"
 
     def _selection_problems(self) -> Iterable[str]:
         missing = set(range(self.plan.planned)) - (self.selected or set())

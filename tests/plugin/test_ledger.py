@@ -67,8 +67,8 @@ def golden(params: str = "", **values: Any) -> dict[str, Any]:
     } | values
 
 
-def noise(holds: bool = False) -> dict[str, Any]:
-    return {"kind": "noise", "campaign": KEY, "holds": holds}
+def noise(holds: bool = False, params: str = "") -> dict[str, Any]:
+    return {"kind": "noise", "campaign": KEY, "params": params, "holds": holds}
 
 
 def problem(sentence: str) -> dict[str, Any]:
@@ -157,6 +157,25 @@ def test_an_assertion_that_holds_on_noise_makes_the_verdict_incomplete() -> None
 def test_an_assertion_that_was_not_tried_on_noise_makes_the_verdict_incomplete() -> None:
     name, reason = decided([each for each in all_well() if each["kind"] != "noise"])
     assert (name, reason) == ("incomplete", "Whether the assertion can fail at all was not tried.")
+
+
+def test_sets_whose_assertion_holds_on_noise_are_named() -> None:
+    sets = tuple("abcdefgh")
+    heard = [noise(holds, params) for holds, params in zip([False] + [True] * 7, sets, strict=True)]
+    name, reason = decided([golden("a"), *all_well()[2:], *heard], plan(sets=sets))
+    assert name == "incomplete"
+    assert (
+        "This assertion holds for 7 of 8 parameter sets (b, c, d, e, f and 2 more) when the model "
+        "talks noise, so it cannot see a wrong answer: assert on what the model says." in reason
+    )
+
+
+def test_a_set_with_trials_that_was_not_tried_on_noise_makes_the_verdict_incomplete() -> None:
+    two = plan(sets=("a", "b"))
+    trials = [trial(number, params="ab"[number % 2]) for number in range(4)]
+    heard = [golden("a"), golden("b"), *trials, noise(params="a")]
+    assert decided(heard, two)[1] == "Whether the assertion can fail at all was not tried."
+    assert decided([*heard, noise(params="b")], two)[0] == "pass"
 
 
 def test_a_protection_that_never_left_the_first_token_makes_the_verdict_incomplete() -> None:

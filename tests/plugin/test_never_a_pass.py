@@ -162,6 +162,47 @@ def test_answer(model):
     assert run.outcomes == ["masked"] * FAULTS
 
 
+def test_a_parameter_set_whose_assertion_ignores_the_model(project: Project) -> None:
+    run = run_gated(
+        project,
+        """
+@GATE
+@pytest.mark.parametrize("checked", [True, False, True])
+def test_answer(model, checked):
+    note(checked)
+    answer = generate(model)
+    assert answer == RIGHT or not checked
+""",
+    )
+    assert_incomplete(
+        run,
+        "This assertion holds for 1 of 3 parameter sets (False) when the model talks noise, so it "
+        "cannot see a wrong answer: assert on what the model says.",
+    )
+    # A set that asserts costs one run with noise, beside its item, its golden run and its trials.
+    trials = [trial["params"] for trial in run.campaign["trials"]]
+    assert run.notes.count(True) == 2 * 3 + trials.count("True0") + trials.count("True1")
+
+
+def test_the_assertions_of_all_parameter_sets_are_tried_wherever_their_trials_run(
+    project: Project,
+) -> None:
+    run = run_gated(
+        project,
+        """
+@GATE
+@pytest.mark.parametrize("number", range(4))
+def test_answer(model, number):
+    answer = generate(model)
+    assert answer == RIGHT or number == 3
+""",
+        "--ft2-chunk=2",
+        "-n2",
+        apart=True,
+    )
+    assert_incomplete(run, "This assertion holds for 1 of 4 parameter sets (3) when the model")
+
+
 def test_a_test_that_never_asserts_on_noise(project: Project) -> None:
     run = run_gated(
         project,
