@@ -14,7 +14,9 @@ from pytest_ft2.marks import MARK, SdcBudget, read_mark
 from pytest_ft2.options import Settings
 from pytest_ft2.plan import GatePlan
 
-__all__ = ["campaign_items", "refuse_unsupported"]
+__all__ = ["campaign_items", "late_marks", "refuse_unsupported"]
+
+_COLLECTED = pytest.StashKey[pytest.Mark]()
 
 _ASYNC_MARKS = ("asyncio", "anyio", "trio", "tornado", "gen_test")
 
@@ -38,6 +40,9 @@ def campaign_items(
     marks = [item.get_closest_marker(MARK) for item in functions]
     if not any(marks):
         return list(items)
+    for function, mark in zip(functions, marks, strict=True):
+        if mark is not None:
+            function.stash[_COLLECTED] = mark
     try:
         if any(mark is None or mark != marks[0] for mark in marks):
             raise ValueError(
@@ -60,6 +65,20 @@ def campaign_items(
                 "parameter's id."
             )
     return [*items, *added]
+
+
+def late_marks(items: Iterable[pytest.Item]) -> str | None:
+    """Return a sentence on a marker that came after gates were put beside their tests, or None."""
+    for item in items:
+        mark = item.get_closest_marker(MARK)
+        ours = isinstance(item, ChunkItem | GateItem)
+        if mark is not None and not ours and item.stash.get(_COLLECTED, None) != mark:
+            return (
+                f"{item.nodeid} got its sdc_budget marker after it was collected (by a "
+                "pytest_collection_modifyitems or pytest_itemcollected hook), too late for a gate: "
+                "put the marker on the function, on its class, or in its module's pytestmark"
+            )
+    return None
 
 
 def refuse_unsupported(collector: pytest.Collector, name: str, thing: object) -> None:

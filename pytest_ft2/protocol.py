@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
 
+from pytest_ft2.collection import late_marks
 from pytest_ft2.deadline import keep_stderr, release_stderr
 from pytest_ft2.golden_items import adopt
 from pytest_ft2.items import ChunkItem, GateItem, tear_down
@@ -25,8 +28,16 @@ class Campaigns:
     def pytest_unconfigure(self) -> None:
         release_stderr()
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> Generator[None, None, None]:
+        yield
+        # Behind every other plugin's hook, those that ask to be last included.
+        late = late_marks(items)
+        if late is not None:
+            _refuse(config, late)
+            items.clear()
         for item in items:
             if isinstance(item, GateItem):
                 adopt(item.campaign)
@@ -43,3 +54,17 @@ class Campaigns:
             send(item, "plan", [plan | {"teardown_failure": tear_down(item, nextitem)}])
             return True
         return None
+
+
+def _refuse(config: pytest.Config, sentence: str) -> None:
+    """End the session with `sentence`; a worker cannot, and hands it over as a failed collection.
+
+    Raises
+    ------
+    pytest.UsageError
+        Where this process owns the session.
+    """
+    if not hasattr(config, "workerinput"):
+        raise pytest.UsageError(sentence)
+    report = pytest.CollectReport(nodeid="", outcome="failed", longrepr=sentence, result=[])
+    config.hook.pytest_collectreport(report=report)

@@ -415,3 +415,66 @@ def test_budgets_on_single_parameter_sets_are_refused(project: Project, marks: s
     result = project.run("--ft2-faults=4")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["*sdc_budget on some parameter sets alone would leave*"])
+
+
+LATE_MARKS = """
+
+@pytest.hookimpl(HOW)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(pytest.mark.sdc_budget(5), append=False)
+"""
+
+
+TOO_LATE = (
+    "test_it.py::test_answer got its sdc_budget marker after it was collected (by a "
+    "pytest_collection_modifyitems or pytest_itemcollected hook), too late for a gate: put the "
+    "marker on the function, on its class, or in its module's pytestmark"
+)
+
+
+def write_late_marks(project: Project, how: str) -> None:
+    conftest = project.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + LATE_MARKS.replace("HOW", how))
+
+
+@pytest.mark.parametrize("how", ["", "trylast=True"])
+@pytest.mark.parametrize("mark", ["", "@pytest.mark.sdc_budget(100)"])
+def test_a_marker_that_comes_after_collection_is_refused(
+    project: Project, mark: str, how: str
+) -> None:
+    project.pytester.makepyfile(test_it=GATED.replace("@pytest.mark.sdc_budget(100)", mark))
+    write_late_marks(project, how)
+    result = project.run("--ft2-faults=5")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: {TOO_LATE}" in result.stderr.str()
+    project.run("--ft2-faults=0").assert_outcomes(passed=1)
+
+
+def test_with_workers_a_marker_that_comes_after_collection_is_refused_once(
+    project: Project,
+) -> None:
+    project.pytester.makepyfile(test_it=GATED)
+    write_late_marks(project, "")
+    result = project.run_apart("-n2", "--ft2-faults=5", "--ft2-json=out.json")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(errors=1)
+    assert TOO_LATE in result.outlines
+    assert project.json()["campaigns"] == []
+
+
+def test_a_marker_that_a_conftest_gives_to_a_module_is_heard(project: Project) -> None:
+    project.pytester.makepyfile(test_it=GATED.replace("@pytest.mark.sdc_budget(100)", ""))
+    conftest = project.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + """
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makemodule():
+    module = yield
+    module.add_marker(pytest.mark.sdc_budget(100))
+    return module
+"""
+    )
+    project.run("--ft2-faults=5").assert_outcomes(passed=3)
