@@ -230,7 +230,6 @@ class CampaignLedger:
                 f"Only {len(remaining)} of {len(self.plan.sets)} parameter sets are answered "
                 "rightly without a fault; at least half must be."
             )
-        left_first_token = []
         broken = []
         for params, runs in self.golden.items():
             if params in excluded:
@@ -249,17 +248,22 @@ class CampaignLedger:
                     break
             sentence = _fullest(runs).get("failed_with_protection")
             broken += [sentence] if sentence else []
-            left_first_token += [
-                each["left_first_token"] for each in runs if "left_first_token" in each
-            ]
         if 2 * len(broken) > len(remaining):
             yield broken[0]
-        if left_first_token and not any(left_first_token):
+        stayed = [params for params in remaining if self._stayed_in_first_token(params)]
+        if stayed:
             yield (
-                f"Protection {self.plan.protection} never left the first token, so it protected "
-                "nothing: pass the cache from forward to forward, or write the decode loop inside "
-                "`with ft2.request(model):`."
+                f"Protection {self.plan.protection} never left the first token"
+                f"{self._for_sets(stayed)}, so it protected nothing there: pass the cache from "
+                "forward to forward, or write the decode loop inside `with ft2.request(model):` "
+                "(what generates one token only has nothing to protect: gate it unprotected)."
             )
+
+    def _stayed_in_first_token(self, params: str) -> bool:
+        """Whether protected runs were seen and none of them came to a second token."""
+        runs = self.golden.get(params, [])
+        seen = [each["left_first_token"] for each in runs if "left_first_token" in each]
+        return bool(seen) and not any(seen)
 
     def _for_sets(self, chosen: list[str]) -> str:
         """Name some of the parameter sets inside a sentence; say nothing where they are all."""

@@ -185,6 +185,22 @@ def test_a_protection_that_never_left_the_first_token_makes_the_verdict_incomple
     assert "ft2.request(model)" in reason
 
 
+def test_a_parameter_set_that_protection_never_helped_is_not_covered_by_another() -> None:
+    goldens = [golden("a"), golden("b", left_first_token=False), golden("c")]
+    name, reason = decided([*goldens, *all_well()[1:]], plan(sets=("a", "b", "c")))
+    assert name == "incomplete"
+    assert reason.startswith(
+        "Protection ft2 never left the first token for 1 of 3 parameter sets (b), so it protected "
+        "nothing there: "
+    )
+
+
+def test_a_parameter_set_that_is_left_out_needs_no_protection() -> None:
+    wrong = golden("b", passed=False, wrong_answer=True, left_first_token=False)
+    three = plan(golden="exclude", sets=("a", "b", "c"))
+    assert decided([golden("a"), wrong, golden("c"), *all_well()[1:]], three)[0] == "pass"
+
+
 def test_a_selection_of_some_trials_makes_the_verdict_incomplete() -> None:
     campaign = ledger(all_well()[:-1])
     campaign.selected = {0, 1, 2}

@@ -348,8 +348,27 @@ def test_answer(model):
     )
     assert_incomplete(
         run,
-        "Protection ft2 never left the first token, so it protected nothing: pass the cache from "
-        "forward to forward, or write the decode loop inside `with ft2.request(model):`.",
+        "Protection ft2 never left the first token, so it protected nothing there: pass the cache "
+        "from forward to forward, or write the decode loop inside `with ft2.request(model):` (what "
+        "generates one token only has nothing to protect: gate it unprotected).",
+    )
+
+
+def test_a_parameter_set_that_generates_one_token_only(project: Project) -> None:
+    run = run_gated(
+        project,
+        """
+@GATE
+@pytest.mark.parametrize("tokens", [6, 1])
+def test_answer(model, tokens):
+    assert generate(model, max_new_tokens=tokens) == RIGHT[: 4 + tokens]
+""",
+        "--ft2-protection=ft2",
+    )
+    assert_incomplete(
+        run,
+        "Protection ft2 never left the first token for 1 of 2 parameter sets (1), so it protected "
+        "nothing there: ",
     )
 
 

@@ -342,9 +342,9 @@ def test_a_loop_without_a_cache_is_incomplete_and_names_what_tells_requests_apar
     assert verdicts(project) == {"test_it.py::test_answer": "incomplete"}
     result.stdout.fnmatch_lines(
         [
-            "incomplete: Protection ft2 never left the first token, so it protected nothing: pass "
-            "the cache from forward to forward, or write the decode loop inside `with "
-            "ft2.request(model):`."
+            "incomplete: Protection ft2 never left the first token, so it protected nothing there: "
+            "pass the cache from forward to forward, or write the decode loop inside `with "
+            "ft2.request(model):` *"
         ]
     )
     unprotected = project.run("--ft2-protection=none", *FAULTS)
