@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import torch
-import transformers
 
 from ft2.campaign import (
     Outcome,
@@ -27,10 +24,10 @@ from pytest_ft2.deadline import TrialTimeout
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
 from pytest_ft2.items import ChunkItem, tear_down
 from pytest_ft2.options import SETTINGS
-from pytest_ft2.plan import GatePlan
-from pytest_ft2.reports import Payload, send
+from pytest_ft2.plan import GatePlan, Payload
+from pytest_ft2.reports import send
 
-__all__ = ["environment", "run_chunk", "sample_fault", "trial_timeout"]
+__all__ = ["run_chunk", "sample_fault", "trial_timeout"]
 
 _LEAST_TIMEOUT = 10.0
 _GOLDEN_RUNS_IN_A_TIMEOUT = 20.0
@@ -46,8 +43,7 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
     """Run the chunk's trials and report them; the chunk fails only on errors of the harness."""
     hooks = chunk.ihook
     hooks.pytest_runtest_logstart(nodeid=chunk.nodeid, location=chunk.location)
-    plan = {"kind": "plan", "plan": chunk.campaign.plan.as_plain(), "environment": environment()}
-    send(chunk, "setup", [plan])
+    send(chunk, "setup", [{"kind": "plan", "plan": chunk.campaign.plan.as_plain()}])
     started = time.perf_counter()
     with preserved_randomness():
         run = _ChunkRun(chunk)
@@ -59,18 +55,6 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
     send(chunk, "call", [], failure=shown or None, skipped=run.all_skipped, seconds=seconds)
     send(chunk, "teardown", [], failure=tear_down(chunk, nextitem))
     hooks.pytest_runtest_logfinish(nodeid=chunk.nodeid, location=chunk.location)
-
-
-def environment() -> Payload:
-    """Return what the outcomes may depend on besides the model and the faults."""
-    cuda = torch.cuda.is_available()
-    return {
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def trial_timeout(item: pytest.Function, plan: GatePlan, golden_seconds: float) -> float:

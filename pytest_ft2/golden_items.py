@@ -89,6 +89,7 @@ class GoldenItems:
             and call.when == "call"
             and self._own.attach_error is None,
             digest=None if golden is None else golden.digest,
+            model=None if golden is None else golden.model.fingerprint,
         )
         if golden is not None and report.passed:
             state_of(campaign).by_item[number] = golden.digest

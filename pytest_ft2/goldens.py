@@ -9,9 +9,9 @@ import pytest
 
 from ft2.campaign import Golden, Run, RunSpec, seed_everything
 from pytest_ft2.attempt import Attempt, attempt
+from pytest_ft2.environment import environment
 from pytest_ft2.items import Campaign
-from pytest_ft2.plan import GatePlan
-from pytest_ft2.reports import Payload
+from pytest_ft2.plan import GatePlan, Payload
 
 __all__ = ["CampaignState", "GoldenSet", "golden_payload", "state_of"]
 
@@ -145,6 +145,8 @@ class GoldenRunner:
             made.golden = golden
             values |= {
                 "digest": golden.digest,
+                "model": golden.model.fingerprint,
+                "environment": environment(golden),
                 "calls": golden.calls,
                 "steps": golden.steps,
                 "share_outside": golden.macs.share_outside,

@@ -13,11 +13,9 @@ from typing import Any
 
 from ft2.report import CampaignResult
 from ft2.verdict import Budget, Counts, decide, is_lost_already
-from pytest_ft2.plan import GatePlan
+from pytest_ft2.plan import GatePlan, Payload
 
 __all__ = ["CampaignLedger", "Ledger"]
-
-Payload = dict[str, Any]
 
 _PUBLIC_GOLDEN = ("passed", "changed_by_protection", "corrected_values", "calls", "steps")
 _SETS_NAMED = 5
@@ -156,9 +154,25 @@ class CampaignLedger:
             if any(each.get("wrong_answer") for each in runs)
         ]
 
+    @property
+    def environments(self) -> list[Payload]:
+        """What each chunk's golden runs ran in."""
+        runs = [each for runs in self.golden.values() for each in runs]
+        return [each["environment"] for each in runs if each.get("environment")]
+
+    @property
+    def _remaining(self) -> list[str]:
+        excluded = set(self.excluded)
+        return [params for params in self.plan.sets if params not in excluded]
+
     def all_problems(self) -> list[str]:
         """Return the sentences on what makes the numbers worthless, most telling first."""
-        found = [*self._golden_problems(), *self._selection_problems(), *self.problems]
+        found = [
+            *self._model_problems(),
+            *self._golden_problems(),
+            *self._selection_problems(),
+            *self.problems,
+        ]
         errors = [
             (number, record["error"])
             for number, record in sorted(self.trials.items())
@@ -222,9 +236,39 @@ class CampaignLedger:
     def _order(self, params: str) -> int:
         return self.plan.sets.index(params) if params in self.plan.sets else len(self.plan.sets)
 
+    def _model_problems(self) -> Iterable[str]:
+        sets: dict[str, list[str]] = {}
+        for params in self._remaining:
+            runs = self.golden.get(params, [])
+            for model in {each["model"] for each in runs if each.get("model")}:
+                sets.setdefault(model, []).append(params)
+        members = [params for each in sets.values() for params in each]
+        if len(members) > len(set(members)):
+            yield (
+                f"The golden runs of {self.plan.key} ran on {len(sets)} different models, and two "
+                "models are never averaged: let the model fixture make the same one every time."
+            )
+        elif len(sets) > 1:
+            examples = ", ".join(sorted(each[0] for each in sets.values()))
+            yield (
+                f"The parameter sets of {self.plan.key} ran on {len(sets)} different models (sets "
+                f"{examples}, say), and two models are never averaged: let the model fixture "
+                'depend on the parameter that chooses, with indirect=True, or use per="params".'
+            )
+        different = {
+            name: values for name, values in _values(self.environments).items() if len(values) > 1
+        }
+        if different:
+            listed = "; ".join(
+                f"{name}: {', '.join(map(str, values))}" for name, values in different.items()
+            )
+            yield (
+                f"Not all golden runs of {self.plan.key} ran in the same environment ({listed}), "
+                "and outcomes can depend on it: run all trials alike."
+            )
+
     def _golden_problems(self) -> Iterable[str]:
-        excluded = set(self.excluded)
-        remaining = [params for params in self.plan.sets if params not in excluded]
+        remaining = self._remaining
         if 2 * len(remaining) < len(self.plan.sets):
             yield (
                 f"Only {len(remaining)} of {len(self.plan.sets)} parameter sets are answered "
@@ -232,7 +276,7 @@ class CampaignLedger:
             )
         broken = []
         for params, runs in self.golden.items():
-            if params in excluded:
+            if params not in remaining:
                 continue
             yield from dict.fromkeys(each["problem"] for each in runs if each.get("problem"))
             named = f"The golden run {self.plan.key}" + (f" [{params}]" if params else "")
@@ -289,6 +333,17 @@ def _fullest(runs: list[Payload]) -> Payload:
     return max(runs, key=len)
 
 
+def _values(environments: Iterable[Payload]) -> dict[str, list[Any]]:
+    """Return the different values of each name, in order."""
+    found: dict[str, list[Any]] = {}
+    for environment in environments:
+        for name, value in environment.items():
+            values = found.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return {name: sorted(values, key=str) for name, values in found.items()}
+
+
 def _as_masked(counts: Counts) -> Counts:
     """Suppose that all missing trials are masked: the best case of an unfinished campaign."""
     return Counts(counts.planned, counts.planned - counts.sdc - counts.due, counts.sdc, counts.due)
@@ -299,7 +354,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self.campaigns: dict[str, CampaignLedger] = {}
-        self.environment: dict[str, Any] = {}
         self._waiting: dict[str, list[Payload]] = {}
 
     def add(self, payload: Payload, nodeid: str) -> None:
@@ -307,7 +361,6 @@ class Ledger:
         kind = payload["kind"]
         if kind == "plan":
             self.plan(GatePlan.from_plain(payload["plan"]))
-            self.environment = payload.get("environment") or self.environment
             return
         if kind == "started":
             for campaign in self.campaigns.values():
@@ -319,6 +372,15 @@ class Ledger:
         else:
             # A user's own item can run before anything that knows the campaign's plan.
             self._waiting.setdefault(payload["campaign"], []).append(payload)
+
+    @property
+    def environment(self) -> Payload:
+        """What the golden runs ran in; where they differ in a value, all of them as one text."""
+        found = _values([each for one in self.campaigns.values() for each in one.environments])
+        return {
+            name: values[0] if len(values) == 1 else ", ".join(map(str, values))
+            for name, values in found.items()
+        }
 
     def plan(self, plan: GatePlan) -> CampaignLedger:
         """Return the ledger of a plan's campaign, new if there is none yet."""

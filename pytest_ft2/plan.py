@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["GatePlan"]
+__all__ = ["GatePlan", "Payload"]
+
+Payload = dict[str, Any]
+"""What a report carries: plain values, by name."""
 
 _LEAST_CHUNK = 50
 _MOST_CHUNKS = 1000

@@ -6,13 +6,12 @@ Their values are plain: xdist drops a whole test, silently, when a report holds 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 
-__all__ = ["Payload", "payloads", "send"]
+from pytest_ft2.plan import Payload
 
-Payload = dict[str, Any]
+__all__ = ["payloads", "send"]
 
 
 def send(

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ft2.campaign.identity import Identity, identify
 from ft2.faults import Execution, Fault, Space, Step, format_of
-from ft2.forward import Call, Clock, Forward, Listener, Order, Tap, by_row, tap
+from ft2.forward import Call, Clock, Forward, Listener, Order, Tap, Vectors, attach, by_row, tap
 from ft2.layers import Projection, projections
 
 __all__ = ["Golden", "Macs", "Recorder"]
@@ -51,12 +52,15 @@ class Golden:
         Time spent in each step of `space`, in order.
     macs:
         Where the work went.
+    model:
+        Which model it was.
     """
 
     space: Space
     outputs: tuple[tuple[Any, ...], ...]
     seconds: tuple[float, ...]
     macs: Macs
+    model: Identity
 
     @property
     def calls(self) -> int:
@@ -70,9 +74,13 @@ class Golden:
 
     @property
     def digest(self) -> str:
-        """A hash of the calls, their shapes and what they said; not of times or rounding."""
+        """A hash of the calls, their shapes, formats and words; not of times or rounding."""
         shapes = [
-            (step.call, step.step, [(e.layer, e.first_position, e.real) for e in step.executions])
+            (
+                step.call,
+                step.step,
+                [(e.layer, e.first_position, e.real, e.encoding) for e in step.executions],
+            )
             for step in self.space.steps
         ]
         text = json.dumps([shapes, self.outputs])
@@ -106,6 +114,7 @@ class Golden:
 class _RunningStep:
     executions: list[Execution] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
     seconds: float = 0.0
 
 
@@ -126,6 +135,7 @@ class Recorder(Listener):
     def __init__(self, model: nn.Module) -> None:
         found = projections(model)
         self._model = model
+        self._identity = identify(model)
         self._calls: list[Call] = []
         self._said: dict[Call, list[Any]] = {}
         self._steps: dict[tuple[Call, int], _RunningStep] = {}
@@ -138,10 +148,9 @@ class Recorder(Listener):
         # Calls are numbered as the injector numbers them: one that computed nothing counts too.
         running = self._clock.innermost
         self._first_call = self._clock.calls if running is None else running.index
-        self._taps: list[Tap] = [
-            tap(model.get_submodule(each.name), Order.OBSERVE, self._observe(each))
-            for each in found
-        ]
+        self._taps: list[Tap] = attach(
+            model, found, Order.OBSERVE, self._observe, self._observe_vectors
+        )
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if head is not None:
             self._taps.append(tap(head, Order.OBSERVE, self._observe_head(head)))
@@ -165,6 +174,7 @@ class Recorder(Listener):
             outputs=tuple(tuple(self._said[call]) for call in self._calls),
             seconds=tuple(running.seconds for running in self._steps.values()),
             macs=self._macs,
+            model=self._identity,
         )
 
     def forward_started(self, forward: Forward) -> None:
@@ -179,7 +189,9 @@ class Recorder(Listener):
         self._started = self._now()
 
     def forward_finished(self, forward: Forward, output: Any) -> None:
-        self._steps[forward.call, forward.step].seconds += self._now() - self._started
+        running = self._steps[forward.call, forward.step]
+        running.seconds += self._now() - self._started
+        running.tokens += forward.tokens
 
     def call_finished(self, call: Call) -> None:
         said = getattr(call.result, "sequences", call.result)
@@ -211,6 +223,39 @@ class Recorder(Listener):
             running.executions.append(execution)
             self._macs.projections += execution.elements * execution.macs
             return output
+
+        return observe
+
+    def _observe_vectors(self, group: list[Projection]) -> Callable[[Vectors], Tensor]:
+        def observe(vectors: Vectors) -> Tensor:
+            forward = self._clock.forward
+            running = self._steps[forward.call, forward.step]
+            tokens = vectors.count // forward.rows
+            skipped = forward.tokens - tokens
+            numbers = vectors.tokens.tolist()
+            experts = [None] * len(numbers)
+            if vectors.experts is not None:
+                experts = vectors.experts.tolist()
+            for projection in group:
+                held = {
+                    number
+                    for number, expert in zip(numbers, experts, strict=True)
+                    if expert == projection.expert
+                }
+                real = _ranges_of(held, self._ranges, tokens, skipped)
+                if real:
+                    execution = Execution(
+                        layer=projection.name,
+                        columns=projection.out_features,
+                        macs=projection.in_features,
+                        encoding=format_of(vectors.values.dtype).name,
+                        first_position=running.tokens,
+                        tokens=tokens,
+                        real=real,
+                    )
+                    running.executions.append(execution)
+                    self._macs.projections += execution.elements * execution.macs
+            return vectors.values
 
         return observe
 
@@ -257,6 +302,20 @@ def _real_ranges(forward: Forward) -> Ranges:
             elif not real and start is not None:
                 ranges.append((row, start, token))
                 start = None
+    return tuple(ranges)
+
+
+def _ranges_of(held: set[int], real: Ranges, tokens: int, skipped: int) -> Ranges:
+    """Join those tokens of `real` ranges that are in `held`, numbered row after row."""
+    ranges: list[tuple[int, int, int]] = []
+    for row, start, stop in real:
+        for token in range(max(start - skipped, 0), stop - skipped):
+            if row * tokens + token not in held:
+                continue
+            if ranges and ranges[-1][0] == row and ranges[-1][2] == token:
+                ranges[-1] = (row, ranges[-1][1], token + 1)
+            else:
+                ranges.append((row, token, token + 1))
     return tuple(ranges)
 
 

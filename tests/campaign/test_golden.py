@@ -155,6 +155,13 @@ def test_different_runs_have_different_digests(way: str) -> None:
     assert record(model, DIFFERENT[way]).digest != record(model, generate).digest
 
 
+def test_runs_in_different_formats_have_different_digests() -> None:
+    model = tiny_model()
+    golden = record(model, generate)
+    assert golden.model.dtype == "float32"
+    assert record(model.to(torch.bfloat16), generate).digest != golden.digest
+
+
 def test_recording_changes_nothing_and_leaves_nothing_behind() -> None:
     model = tiny_model()
     before = [type(module) for module in model.modules()]

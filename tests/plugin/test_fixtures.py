@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
 import tokenizers
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.plugin.conftest import RIGHT, Project
@@ -80,6 +82,33 @@ def test_the_default_model_has_the_dtype_and_device_of_the_options(
     )
     result = plain_project.run(f"--ft2-model={folder}", f"--ft2-dtype={dtype}", "--ft2-device=cpu")
     result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_environment_in_the_json_file_is_that_of_the_model(
+    project: Project, dtype: str
+) -> None:
+    project.pytester.makepyfile(
+        test_it="""
+        import pytest
+        from conftest import generate
+
+        SAID = []
+
+        @pytest.mark.sdc_budget(100)
+        def test_answer(model):
+            SAID.append(generate(model))
+            assert SAID[-1] == SAID[0]
+        """
+    )
+    conftest = project.path / "conftest.py"
+    conftest.write_text(conftest.read_text().replace(".eval()", f".eval().to(torch.{dtype})"))
+    project.run("--ft2-faults=2", "--ft2-json=out.json")
+    environment = project.json()["environment"]
+    assert environment["device"] == platform.machine()
+    assert environment["dtype"] == dtype
+    assert environment["threads"] == 1
+    assert environment["torch"] == str(torch.__version__)
 
 
 def test_without_a_model_a_sentence_says_how_to_name_one(plain_project: Project) -> None:
@@ -191,6 +220,7 @@ def test_answer(unprotected_model):
 
 BY_HAND = """
 import pytest
+import platform
 from pathlib import Path
 from conftest import generate
 

@@ -134,6 +134,47 @@ def test_a_harness_error_is_no_outcome() -> None:
     assert "In trial 2 the fault did not land. 1 more trials ended so." in reason
 
 
+def test_two_models_are_never_averaged() -> None:
+    sets = ("a", "b", "c")
+    models = ["x", "y", "x"]
+    goldens = [golden(params, model=model) for params, model in zip(sets, models, strict=True)]
+    name, reason = decided([*goldens, *all_well()[1:]], plan(sets=sets))
+    assert name == "incomplete"
+    assert reason.startswith(
+        f"The parameter sets of {KEY} ran on 2 different models (sets a, b, say), and two models "
+        "are never averaged: "
+    )
+    name, reason = decided([golden(model="x"), golden(model="y"), *all_well()[1:]])
+    assert name == "incomplete"
+    assert reason.startswith(f"The golden runs of {KEY} ran on 2 different models, and two models ")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("threads", "threads: 1, 2"), ("dtype", "dtype: 1, 2")]
+)
+def test_environments_that_differ_make_the_verdict_incomplete(name: str, shown: str) -> None:
+    same = {"torch": "2.13", "device": "x86_64", "dtype": "float32", "threads": 1}
+    goldens = [golden(environment=same | {name: value}) for value in (2, 1)]
+    verdict, reason = decided([*goldens, *all_well()[1:]])
+    assert verdict == "incomplete"
+    assert reason == (
+        f"Not all golden runs of {KEY} ran in the same environment ({shown}), and outcomes can "
+        "depend on it: run all trials alike."
+    )
+    assert decided([goldens[0], goldens[0], *all_well()[1:]])[0] == "pass"
+
+
+def test_the_environment_is_that_of_the_golden_runs() -> None:
+    book = Ledger()
+    for key, threads in (("a.py::a", 2), ("b.py::b", 1)):
+        book.add({"kind": "plan", "plan": plan(key=key).as_plain()}, CHUNK)
+        facts = {"device": "x86_64", "threads": threads}
+        book.add(golden(environment=facts) | {"campaign": key}, CHUNK)
+    assert book.environment == {"device": "x86_64", "threads": "1, 2"}
+    del book.campaigns["a.py::a"]
+    assert book.environment == {"device": "x86_64", "threads": 1}
+
+
 def test_goldens_that_differ_make_the_verdict_incomplete() -> None:
     for other in ({"digest": "b"}, {"protected_digest": "b"}):
         name, reason = decided([*all_well(), golden(**other)])

@@ -596,6 +596,32 @@ def test_answer(model):
     assert run.outcomes == []
 
 
+def test_workers_whose_environments_differ(project: Project) -> None:
+    run = run_gated(
+        project,
+        """
+import os
+import torch
+
+@pytest.fixture(scope="session", autouse=True)
+def threads():
+    torch.set_num_threads(1 + int(os.environ["PYTEST_XDIST_WORKER"][2:]))
+
+@GATE
+def test_answer(model):
+    assert generate(model) == RIGHT
+""",
+        "-n2",
+        "--ft2-chunk=4",
+        apart=True,
+    )
+    assert_incomplete(
+        run,
+        "Not all golden runs of test_it.py::test_answer ran in the same environment (threads: 1, "
+        "2), and outcomes can depend on it: run all trials alike.",
+    )
+
+
 def test_a_model_without_a_layer_whose_output_are_the_logits(project: Project) -> None:
     run = run_gated(
         project,

@@ -126,6 +126,41 @@ def test_answer(model):
     }
 
 
+CHOSEN_INSIDE = """
+import pytest
+from conftest import generate
+
+answers = {}
+
+@pytest.mark.sdc_budget(100)
+@pytest.mark.parametrize("which", ["plain", "other"])
+def test_answer(model, which):
+    answer = generate(model)
+    assert answer == answers.setdefault(which, answer)
+"""
+
+
+def test_models_that_the_fixture_chooses_behind_pytests_back_are_never_averaged(
+    two_models: Project,
+) -> None:
+    conftest = two_models.path / "conftest.py"
+    text = conftest.read_text()
+    text = text.replace(
+        '(scope="session", params=[False, True], ids=["plain", "other"])', ""
+    ).replace("request.param", "request.node.callspec.params['which'] == 'other'")
+    conftest.write_text(text)
+    two_models.pytester.makepyfile(test_it=CHOSEN_INSIDE)
+    result = two_models.run(*FAULTS)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert verdicts(two_models) == {"test_it.py::test_answer": "incomplete"}
+    result.stdout.fnmatch_lines(
+        [
+            "incomplete: The parameter sets of test_it.py::test_answer ran on 2 different models "
+            "(sets other, plain, say), and two models are never averaged: *"
+        ]
+    )
+
+
 MANY_SETS = """
 import pytest
 import torch
