@@ -215,7 +215,7 @@ def _campaign(
     first = running[0]
     parent = first.parent
     assert parent is not None
-    planned = budget.faults or settings.faults or 1
+    planned = budget.faults or settings.faults
     protection = budget.protection or settings.protection
     if "unprotected_model" in first.fixturenames:
         protection = "none"

@@ -83,15 +83,14 @@ class CampaignLedger:
                 "see why."
             )
             return
-        options = "".join(f" {option}" for option in self.plan.replay_options)
         behind = (
             f"the {len(lost) - 1} trials behind it were lost"
             if lost[1:]
             else "the fault-free run behind it was lost"
         )
         self.note(
-            f"A worker died in trial {lost[0]}, which counts as a DUE, and {behind}: find out what "
-            f"ends the process with pytest --ft2-replay='{self.plan.key}#{lost[0]}'{options}."
+            f"A worker died in trial {lost[0]}, which counts as a DUE, and {behind}: "
+            f"`{self.plan.replay_line(lost[0])}` shows what ends the process."
         )
         self.trials[lost[0]] = {
             "kind": "trial",

@@ -37,7 +37,8 @@ class Settings:
     faults:
         Trials per gate; 0 switches campaigns off.
     chosen_options:
-        The arguments on the command line that a trial depends on, to replay it.
+        The arguments, or what an environment put in place of the ini file, that a trial depends
+        on: a replay needs them.
     """
 
     faults: int
@@ -131,7 +132,14 @@ def _text(text: str) -> str:
 
 
 _OPTIONS = (
-    _Option("faults", "N", "trials per gate, one fault each; 0: no campaign", "0", _whole(0)),
+    _Option(
+        "faults",
+        "N",
+        "trials per gate, one fault each; 0: no campaign",
+        "0",
+        _whole(0),
+        shapes_a_trial=True,
+    ),
     _Option(
         "fault_model",
         "NAME",
@@ -233,6 +241,7 @@ def read_settings(config: pytest.Config) -> Settings:
     """
     values: dict[str, Any] = {}
     chosen: list[str] = []
+    overridden = _overridden(config)
     for option in _OPTIONS:
         given = config.getoption(option.ini)
         from_ini = config.getini(option.ini)
@@ -242,8 +251,11 @@ def read_settings(config: pytest.Config) -> Settings:
         except ValueError as error:
             place = option.flag if given is not None else f"ini option {option.ini}"
             raise pytest.UsageError(f"{place}: {error}, not {text!r}") from None
-        if given is not None and option.shapes_a_trial:
-            chosen.append(f"{option.flag}={given}")
+        if option.shapes_a_trial and (given is not None or option.ini in overridden):
+            chosen.append(f"{option.flag}={text}")
+    fixture = config.getini("ft2_model_fixture") or "ft2_model"
+    if "ft2_model_fixture" in overridden:
+        chosen.append(f"--override-ini=ft2_model_fixture={fixture}")
     if any(getattr(config.option, name, False) for name in ("setuponly", "trace")):
         # Trials would run bodies that are not to run, or each stop in the debugger.
         values["faults"] = 0
@@ -251,5 +263,10 @@ def read_settings(config: pytest.Config) -> Settings:
     if config.rootpath not in (start, *start.parents):
         # Without an argument pytest would not find this root folder again.
         chosen.append(os.path.relpath(config.rootpath, start))
-    fixture = config.getini("ft2_model_fixture") or "ft2_model"
     return Settings(**values, model_fixture=fixture, chosen_options=tuple(chosen))
+
+
+def _overridden(config: pytest.Config) -> set[str]:
+    """Return the names that ``-o NAME=VALUE`` sets in place of the ini file."""
+    given: list[str] = config.getoption("override_ini", None) or []
+    return {entry.partition("=")[0] for entry in given}

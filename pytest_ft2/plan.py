@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class GatePlan:
     location:
         Where the test stands, as pytest's reports give it.
     planned:
-        Number of trials.
+        Number of trials; 0 in a replay that does not say.
     chunk:
         Trials per item.
     sets:
@@ -72,6 +73,11 @@ class GatePlan:
     def chunk_id(self, trials: range) -> str:
         """Return the node id of the chunk that runs `trials`."""
         return f"{self.prefix}faults-{trials[0]}-{trials[-1]}]"
+
+    def replay_line(self, trial: int) -> str:
+        """Return what a shell needs to run a trial again."""
+        line = f"pytest --ft2-replay={shlex.quote(f'{self.key}#{trial}')}"
+        return " ".join((line, *map(shlex.quote, self.replay_options)))
 
     def as_plain(self) -> dict[str, Any]:
         """Return the plan as plain values, to travel on a report."""

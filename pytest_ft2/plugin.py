@@ -62,6 +62,7 @@ def _activate(config: pytest.Config, settings: Settings) -> None:
     if settings.replay is not None:
         from pytest_ft2.replay import Replay
 
+        _refuse_in_a_replay(config)
         _narrow_collection(config, settings.replay[0])
         plugins.register(Replay(settings), "ft2-replay")
         return
@@ -82,10 +83,19 @@ def _activate(config: pytest.Config, settings: Settings) -> None:
 
 def _narrow_collection(config: pytest.Config, test: str) -> None:
     """Collect the replayed test's file alone, unless other arguments are given."""
-    if getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None):
-        raise pytest.UsageError("--ft2-replay runs one trial, in this process: leave -n out")
     if config.args_source is not config.ArgsSource.ARGS:
         config.args = [str(config.rootpath / test.partition("::")[0])]
+
+
+def _refuse_in_a_replay(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None):
+        raise pytest.UsageError("--ft2-replay runs one trial, in this process: leave -n out")
+    # In a project's ini file it is meant for the campaigns.
+    if any(argument.startswith("--ft2-json") for argument in config.invocation_params.args):
+        raise pytest.UsageError(
+            "--ft2-replay shows one trial and decides nothing, so there is nothing to write: leave "
+            "--ft2-json out"
+        )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -41,6 +41,12 @@ class Replay:
             raise pytest.UsageError(
                 f"--ft2-replay: there is no gated test {self._test!r}; there are: {known}"
             )
+        planned = gate.campaign.plan.planned
+        if planned and self._trial >= planned:
+            raise pytest.UsageError(
+                f"--ft2-replay: {self._test} has {planned} trials, numbered from 0, so there is "
+                f"no trial {self._trial}"
+            )
         self._campaign, self._neighbour = gate.campaign, gate
         # Which sets take part can depend on all golden runs; the item stands for the campaign.
         kept: list[pytest.Item] = [self._campaign.sets[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
@@ -290,6 +291,13 @@ def test_a_crash_is_the_due_of_the_trial_it_interrupted_and_the_rest_is_lost() -
     assert result.verdict.name == "incomplete"
     assert "A worker died in trial 1, which counts as a DUE" in result.verdict.reason
     assert "2 of 4 trials have no outcome." in result.verdict.reason
+
+
+def test_the_line_that_replays_a_crash_is_one_that_a_shell_understands() -> None:
+    key = "test_it.py::test_answer[it's $HOME]"
+    options = ("--ft2-faults=4", "--ft2-model=a model")
+    line = plan(key=key, replay_options=options).replay_line(1)
+    assert shlex.split(line) == ["pytest", f"--ft2-replay={key}#1", *options]
 
 
 def test_a_crash_outside_a_trial_is_no_due() -> None:

@@ -27,8 +27,8 @@ def test_a_trial_that_ends_its_worker_is_a_due_and_the_gate_is_incomplete(projec
     result.stdout.fnmatch_lines(
         [
             f"incomplete: A worker died in trial *, which counts as a DUE, and the {19 - first} "
-            "trials behind it were lost: find out what ends the process with pytest "
-            f"--ft2-replay='test_it.py::test_answer#{first}'.*"
+            "trials behind it were lost: `pytest "
+            f"--ft2-replay='test_it.py::test_answer#{first}' --ft2-faults=20` shows what ends *"
         ]
     )
     lost = campaign["planned"] - campaign["masked"] - campaign["sdc"] - campaign["due"]

@@ -11,6 +11,7 @@ from tests.plugin.seen import run_gated
 from tests.plugin.test_trials import DEBUGGER, PLAIN
 
 LINE = "pytest --ft2-replay="
+MARKED = "@pytest.mark.sdc_budget(100, faults=7)"
 
 
 def replay_lines(result: pytest.RunResult) -> list[list[str]]:
@@ -147,6 +148,53 @@ def test_a_model_given_as_an_option_is_part_of_the_line(project: Project) -> Non
     arguments = replay_lines(result)[0]
     assert f"--ft2-model={model}" in arguments
     assert project.run(*arguments).ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_what_stands_in_for_the_ini_file_is_part_of_the_line(project: Project) -> None:
+    run_gated(project, PLAIN, faults=1)
+    project.pytester.makeini("[pytest]\n")
+    given = ("-o", "ft2_model_fixture=model", "-o", "ft2_fault_model=exp", "-o", "ft2_faults=20")
+    result = project.run(*given, "-o", "ft2_encoding=fp16", "--ft2-protection=none")
+    arguments = replay_lines(result)[0]
+    assert "--ft2-fault-model=exp" in arguments
+    assert project.run(*arguments).ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_the_number_of_trials_is_part_of_the_line(project: Project) -> None:
+    run = run_gated(project, PLAIN, faults=20)
+    assert "--ft2-faults=20" in replay_lines(run.result)[0]
+
+
+@pytest.mark.parametrize("planned", ["option", "marker"])
+def test_a_trial_that_was_never_planned_is_refused(project: Project, planned: str) -> None:
+    body = PLAIN if planned == "option" else PLAIN.replace("@GATE", MARKED)
+    run_gated(project, body, faults=7)
+    given = ["--ft2-faults=7"] if planned == "option" else []
+    result = project.run("--ft2-replay=test_it.py::test_answer#7", *given)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert (
+        "ERROR: --ft2-replay: test_it.py::test_answer has 7 trials, numbered from 0, so there is "
+        "no trial 7" in result.stderr.str()
+    )
+    project.run("--ft2-replay=test_it.py::test_answer#6", *given).stdout.fnmatch_lines(
+        ["*ft2 trial 6*"]
+    )
+
+
+def test_a_replay_that_should_write_a_file_is_refused(project: Project) -> None:
+    run_gated(project, PLAIN, faults=1)
+    (project.path / "out.json").write_text("{}")
+    replay = "--ft2-replay=test_it.py::test_answer#0"
+    result = project.run(replay, "--ft2-json=out.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert (
+        "ERROR: --ft2-replay shows one trial and decides nothing, so there is nothing to write: "
+        "leave --ft2-json out" in result.stderr.str()
+    )
+    ini = project.path / "tox.ini"
+    ini.write_text(ini.read_text() + "\nft2_json = out.json\n")
+    project.run(replay).stdout.fnmatch_lines(["*ft2 trial 0*"])
+    assert project.json() == {}
 
 
 def test_a_suite_with_an_ini_file_of_its_own_is_part_of_the_line(
