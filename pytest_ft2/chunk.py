@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -26,11 +24,10 @@ from pytest_ft2.items import ChunkItem, tear_down
 from pytest_ft2.options import SETTINGS
 from pytest_ft2.plan import GatePlan, Payload
 from pytest_ft2.reports import send
+from pytest_ft2.timeouts import trial_timeout
 
-__all__ = ["run_chunk", "sample_fault", "trial_timeout"]
+__all__ = ["run_chunk", "sample_fault"]
 
-_LEAST_TIMEOUT = 10.0
-_GOLDEN_RUNS_IN_A_TIMEOUT = 20.0
 # An assertion on one of two answers holds on noise by chance half of the time: one that holds so
 # often does not listen. Any other costs a run or two.
 _NOISES = 16
@@ -55,14 +52,6 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
     send(chunk, "call", [], failure=shown or None, skipped=run.all_skipped, seconds=seconds)
     send(chunk, "teardown", [], failure=tear_down(chunk, nextitem))
     hooks.pytest_runtest_logfinish(nodeid=chunk.nodeid, location=chunk.location)
-
-
-def trial_timeout(item: pytest.Function, plan: GatePlan, golden_seconds: float) -> float:
-    """Return how long one trial may take, in seconds: the shortest that anybody asked for."""
-    asked = [] if plan.trial_timeout is None else [plan.trial_timeout]
-    if item.config.pluginmanager.hasplugin("timeout"):
-        asked += _pytest_timeout(item)
-    return min(asked, default=max(_LEAST_TIMEOUT, _GOLDEN_RUNS_IN_A_TIMEOUT * golden_seconds))
 
 
 def sample_fault(plan: GatePlan, trial: int, golden: GoldenSet) -> Fault:
@@ -268,17 +257,3 @@ def _first_line(text: str) -> str:
 
 def _bounds(trials: Sequence[int]) -> list[int]:
     return [trials[0], trials[-1]]
-
-
-def _pytest_timeout(item: pytest.Function) -> list[float]:
-    mark = item.get_closest_marker("timeout")
-    asked: Any = None
-    if mark is not None:
-        asked = mark.args[0] if mark.args else mark.kwargs.get("timeout")
-    if asked is None:
-        asked = item.config.getoption("timeout", None) or item.config.getini("timeout")
-    try:
-        seconds = float(asked)
-    except (TypeError, ValueError):
-        return []
-    return [seconds] if 0 < seconds < math.inf else []

@@ -92,7 +92,7 @@ class Deadline:
 
     def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
         self.expired = True
-        raise TrialTimeout(f"the trial took longer than {self._seconds:g} s")
+        raise TrialTimeout(f"it took longer than {self._seconds:g} s")
 
     def _guard_exit(self) -> None:
         owner, leave = os.getpid(), self._exit

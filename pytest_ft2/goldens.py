@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from pytest_ft2.attempt import Attempt, attempt
 from pytest_ft2.environment import environment
 from pytest_ft2.items import Campaign
 from pytest_ft2.plan import GatePlan, Payload
+from pytest_ft2.timeouts import golden_timeout
 
 __all__ = ["CampaignState", "GoldenSet", "golden_payload", "state_of"]
 
@@ -26,6 +28,8 @@ class GoldenSet:
         How many exceptions leave the model without any fault, for the test to handle.
     golden:
         The unprotected run, or None if there is none that can be used.
+    seconds:
+        How long the fastest of the runs took: the first may have loaded the model.
     problem:
         A sentence on why not, or None.
     skipped:
@@ -37,7 +41,7 @@ class GoldenSet:
     label: str
     model_errors: int = 0
     golden: Golden | None = None
-    seconds: float = 0.0
+    seconds: float = math.inf
     problem: str | None = None
     skipped: str | None = None
     wrong_answer: bool = False
@@ -95,7 +99,7 @@ class GoldenRunner:
     def again(self, number: int) -> str | None:
         """Run a set's golden once more; return a sentence if it is another one than before."""
         known = self.state.sets[number]
-        result, run = self.run(number, RunSpec(record=True))
+        result, run = self._fault_free(known, number, RunSpec(record=True))
         golden = run.golden
         name = self._named(number)
         if not result.passed or golden is None:
@@ -111,8 +115,8 @@ class GoldenRunner:
             )
         return None
 
-    def run(self, number: int, spec: RunSpec, seconds: float | None = None) -> tuple[Attempt, Run]:
-        """Run a set's test once, from the golden run's random state."""
+    def run(self, number: int, spec: RunSpec, seconds: float | None) -> tuple[Attempt, Run]:
+        """Run a set's test once, from the golden run's random state, for so long at most."""
         seed_everything(self.plan.seed, f"{self.plan.key}\n{self.plan.sets[number]}")
         run = Run(spec)
         result = attempt(
@@ -120,19 +124,25 @@ class GoldenRunner:
         )
         return result, run
 
+    def _fault_free(self, made: GoldenSet, number: int, spec: RunSpec) -> tuple[Attempt, Run]:
+        result, run = self.run(number, spec, golden_timeout(self.campaign.sets[number]))
+        made.seconds = min(made.seconds, result.seconds)
+        return result, run
+
     def _named(self, number: int) -> str:
         return self.campaign.sets[number].nodeid
 
     def _make(self, number: int) -> GoldenSet:
         made = GoldenSet(self.plan.sets[number])
-        result, run = self.run(number, RunSpec(record=True))
+        result, run = self._fault_free(made, number, RunSpec(record=True))
         golden = run.golden
-        made.seconds = result.seconds
         made.model_errors = len(run.errors)
         made.problem = self._problem(number, result, run)
         made.skipped = result.skipped
-        made.wrong_answer = run.attach_error is None and (
-            "call" in result.failed or result.xfailed is not None
+        made.wrong_answer = (
+            run.attach_error is None
+            and not result.timed_out
+            and ("call" in result.failed or result.xfailed is not None)
         )
         values: Payload = {
             "passed": result.passed,
@@ -140,7 +150,7 @@ class GoldenRunner:
             "wrong_answer": made.wrong_answer,
         }
         if golden is not None and made.problem is None:
-            made.problem = self._repeat(number, golden)
+            made.problem = self._repeat(number, made, golden)
         if golden is not None and made.problem is None:
             made.golden = golden
             values |= {
@@ -161,6 +171,11 @@ class GoldenRunner:
         golden = run.golden
         if run.attach_error is not None:
             return f"No fault can reach the model of {name}: {run.attach_error}."
+        if result.timed_out:
+            return (
+                f"The golden run {name} takes longer than its timeout, without any fault "
+                f"({result.shown}): give it more time."
+            )
         if result.skipped is not None:
             return (
                 f"The golden run {name} was skipped ({result.skipped}) after trials were dealt to "
@@ -200,10 +215,10 @@ class GoldenRunner:
             )
         return None
 
-    def _repeat(self, number: int, golden: Golden) -> str | None:
+    def _repeat(self, number: int, made: GoldenSet, golden: Golden) -> str | None:
         before = self.state.by_item.get(number)
         if before is None:
-            result, run = self.run(number, RunSpec(record=True))
+            result, run = self._fault_free(made, number, RunSpec(record=True))
             again = run.golden
             if not result.passed or again is None:
                 return (
@@ -221,7 +236,8 @@ class GoldenRunner:
     def _protected(self, number: int, made: GoldenSet, golden: Golden) -> Payload:
         if self.plan.protection == "none":
             return {"changed_by_protection": False, "corrected_values": 0}
-        result, run = self.run(number, RunSpec(protection=self.plan.protection, record=True))
+        spec = RunSpec(protection=self.plan.protection, record=True)
+        result, run = self._fault_free(made, number, spec)
         protected = run.golden
         if not result.passed or protected is None:
             sentence = (

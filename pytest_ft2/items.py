@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from pytest_ft2.deadline import Deadline
 from pytest_ft2.plan import GatePlan
+from pytest_ft2.timeouts import golden_timeout
 
 __all__ = ["Campaign", "ChunkItem", "GateItem", "tear_down"]
 
@@ -75,10 +77,14 @@ class GateItem(_CampaignItem):
 
 def tear_down(item: ChunkItem | GateItem, nextitem: pytest.Item | None) -> str | None:
     """Tear down what the next item does not need; return how a fixture failed at that, or None."""
+    limit = golden_timeout(item.campaign.sets[0])
     try:
-        item.session._setupstate.teardown_exact(nextitem)
+        with Deadline(limit) as deadline:
+            item.session._setupstate.teardown_exact(nextitem)
     except pytest.exit.Exception:
         raise
     except Exception as error:
         return str(pytest.ExceptionInfo.from_exception(error).getrepr(style="short"))
+    if deadline.expired:
+        return f"Tearing down what was set up for {item.nodeid} took longer than {limit:g} s."
     return None

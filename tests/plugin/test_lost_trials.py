@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pytest_ft2.chunk import trial_timeout
-from tests.plugin.conftest import Project
+from pytest_ft2.timeouts import golden_timeout, trial_timeout
+from tests.plugin.conftest import RIGHT, Project
 from tests.plugin.gated import IN_TRIAL, RIGHT_OR_NOT, WORKERS, run_with, verdicts
 
 
@@ -175,6 +175,102 @@ def test_the_shortest_of_the_timeouts_that_were_asked_for_holds(pytester: pytest
     for asked, expected in ((None, 5.0), (7.0, 5.0), (2.0, 2.0)):
         plan: Any = _Plan(asked)
         assert trial_timeout(item, plan, 100.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        ("timeout(5)", 5.0),
+        ("timeout(timeout=5)", 5.0),
+        ("timeout(0)", None),
+        ("timeout(5, func_only=True)", None),
+        ("filterwarnings('default')", 7.0),
+    ],
+)
+def test_a_fault_free_run_has_the_users_own_timeout(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, mark: str, expected: float | None
+) -> None:
+    monkeypatch.setenv("PYTEST_TIMEOUT", "7")
+    item: Any = pytester.getitem(
+        f"import pytest\n@pytest.mark.{mark}\ndef test_it(): pass", "test_it"
+    )
+    assert golden_timeout(item) == expected
+
+
+HANGING = f"""
+import time
+import pytest
+from conftest import generate
+
+RUNS = []
+
+@pytest.fixture(scope="module")
+def wide():
+    yield
+    if HANGS == "teardown":
+        time.sleep(60)
+
+@pytest.mark.timeout(2)
+@pytest.mark.sdc_budget(100)
+def test_answer(model, wide):
+    RUNS.append(1)
+    if len(RUNS) == HANGS:
+        time.sleep(60)
+    assert generate(model) == {RIGHT}
+"""
+
+# The user's item, golden run, protected run, noise, 4 trials, and a golden run at the end.
+HANGING_RUNS = {
+    2: "The golden run test_it.py::test_answer takes longer than its timeout, without any fault (",
+    3: "Protection ft2 alone, without a fault, makes test_it.py::test_answer fail (",
+    9: "After the trials the fault-free test test_it.py::test_answer fails (",
+}
+
+
+@pytest.mark.parametrize("run", list(HANGING_RUNS))
+def test_a_fault_free_run_that_hangs_is_stopped_by_the_users_timeout(
+    project: Project, run: int
+) -> None:
+    project.pytester.makepyfile(test_it=HANGING.replace("HANGS", str(run)))
+    started = time.monotonic()
+    result = project.run("--ft2-faults=4", "--ft2-json=out.json")
+    assert time.monotonic() - started < 30
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert verdicts(project) == {"test_it.py::test_answer": "incomplete"}
+    reason = project.json()["campaigns"][0]["reason"]
+    assert HANGING_RUNS[run] in reason
+    assert "it took longer than 2 s)" in reason
+
+
+def test_a_wide_fixture_that_hangs_at_its_end_is_stopped_by_the_users_timeout(
+    project: Project,
+) -> None:
+    project.pytester.makepyfile(test_it=HANGING.replace("HANGS", "'teardown'"))
+    result = project.run("--ft2-faults=4", "--ft2-json=out.json")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(
+        ["Tearing down what was set up for test_it.py::test_answer?gate? took longer than 2 s."]
+    )
+
+
+def test_what_the_first_run_spends_on_loading_the_model_lengthens_no_timeout(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.pytester.makepyfile(test_it=RIGHT_OR_NOT.replace("BUDGET", "100"))
+    conftest = project.path / "conftest.py"
+    text = conftest.read_text().replace("def model():", "def model():\n    time.sleep(2)")
+    conftest.write_text("import time\n" + text)
+    golden_seconds = []
+
+    def noting(item: Any, plan: Any, seconds: float) -> float:
+        golden_seconds.append(seconds)
+        return 10.0
+
+    monkeypatch.setattr("pytest_ft2.chunk.trial_timeout", noting)
+    result = project.run("-k", "faults or gate", "--ft2-faults=4", "--ft2-protection=none")
+    result.assert_outcomes(passed=2, deselected=1)
+    assert 0 < max(golden_seconds) < 2
 
 
 CRASH = """
