@@ -7,20 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from ft2.campaign import (
-    Outcome,
-    Run,
-    RunSpec,
-    is_harness_error,
-    is_sticky,
-    outcome_of,
-    preserved_randomness,
-)
+from ft2.campaign import RunSpec, is_sticky, preserved_randomness
 from ft2.faults import Draw, Fault, fault_model
-from pytest_ft2.attempt import Attempt
-from pytest_ft2.deadline import TrialTimeout
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
 from pytest_ft2.items import ChunkItem, tear_down
+from pytest_ft2.judgement import first_line, judge, machine_error, read_proof, sticky_error
 from pytest_ft2.options import SETTINGS
 from pytest_ft2.plan import GatePlan, Payload
 from pytest_ft2.reports import send
@@ -42,9 +33,16 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
     hooks.pytest_runtest_logstart(nodeid=chunk.nodeid, location=chunk.location)
     send(chunk, "setup", [{"kind": "plan", "plan": chunk.campaign.plan.as_plain()}])
     started = time.perf_counter()
-    with preserved_randomness():
-        run = _ChunkRun(chunk)
-        errors = run.run()
+    run = _ChunkRun(chunk)
+    try:
+        with preserved_randomness():
+            run.run()
+    except RuntimeError as error:
+        # A device that is lost says so whenever it is asked, be it for its random state.
+        if not is_sticky(error):
+            raise
+        run.lose_device(f"a run of {chunk.nodeid}", error)
+    errors = run.errors
     shown = "\n".join(errors[:_ERRORS_SHOWN])
     if len(errors) > _ERRORS_SHOWN:
         shown += f"\n… and {len(errors) - _ERRORS_SHOWN} more."
@@ -77,10 +75,10 @@ class _ChunkRun:
         )
         self.errors: list[str] = []
 
-    def run(self) -> list[str]:
-        """Run golden runs, then trials, then a golden run again; return the harness's errors."""
+    def run(self) -> None:
+        """Run golden runs, then trials, then a golden run again; keep the harness's errors."""
         if self._device_is_lost():
-            return self.errors
+            return
         sets = self._sets()
         # Each set's assertion is tried once in the whole session: beside the set's first trial.
         for trial in self.chunk.trials:
@@ -95,12 +93,11 @@ class _ChunkRun:
             self._run_trial(trial, number)
             last = number
             if self._device_is_lost():
-                return self.errors
+                return
         if last is not None:
             problem = self.goldens.again(last)
             if problem is not None:
                 self._report_problem(problem)
-        return self.errors
 
     def _sets(self) -> list[int]:
         """Return the sets that trials are dealt to, after making the golden runs they need."""
@@ -140,6 +137,8 @@ class _ChunkRun:
             spec = RunSpec(noise=self.plan.seed + attempt)
             result, run = self.goldens.run(number, spec, limit)
             asserted = "call" in result.failed and not result.timed_out
+            if machine_error(result, run) is not None or sticky_error(result, run) is not None:
+                asserted = False
             if not result.passed and (not asserted or run.attach_error is not None):
                 self._report_problem(
                     f"Whether the assertion of {self.campaign.sets[number].nodeid} can fail was "
@@ -164,12 +163,11 @@ class _ChunkRun:
         limit = trial_timeout(item, self.plan, golden.seconds)
         spec = RunSpec(protection=self.plan.protection, fault=fault)
         result, run = self.goldens.run(number, spec, limit)
-        outcome, error_text = _judge(result, run, golden.model_errors)
-        sticky = _sticky_error(result, run)
+        proof = read_proof(run)
+        outcome, error_text = judge(result, run, proof, golden.model_errors)
+        sticky = sticky_error(result, run) or proof.lost
         if sticky is not None:
-            where = f"trial {trial} of {self.plan.key}"
-            self.chunk.config.stash[_LOST_DEVICE] = where, str(sticky)
-        injection = run.injection
+            self.chunk.config.stash[_LOST_DEVICE] = f"trial {trial} of {self.plan.key}", str(sticky)
         assert golden.golden is not None
         record: Payload = {
             "kind": "trial",
@@ -177,13 +175,13 @@ class _ChunkRun:
             "trial": trial,
             "params": golden.label,
             "fault": str(fault),
-            "before": None if injection is None else injection.before,
-            "after": None if injection is None else injection.after,
-            "landed": injection is not None and injection.landed,
+            "before": proof.before,
+            "after": proof.after,
+            "landed": proof.landed,
             "phase": "first" if fault.step == 0 else "later",
             "outcome": None if outcome is None else str(outcome),
             "error": error_text,
-            "corrected": run.corrected,
+            "corrected": proof.corrected,
             "batch": 1,
             "seconds": result.seconds,
             "weights": golden.golden.weights(fault),
@@ -191,6 +189,11 @@ class _ChunkRun:
         if error_text is not None:
             self.errors.append(f"Trial {trial}: {error_text}")
         send(self.chunk, "trial", [record])
+
+    def lose_device(self, where: str, error: BaseException) -> None:
+        """Note that the device is unusable since something ran, and run nothing more on it."""
+        self.chunk.config.stash.setdefault(_LOST_DEVICE, (where, str(error)))
+        self._device_is_lost()
 
     def _device_is_lost(self) -> bool:
         """Whether a trial of this process, perhaps of another chunk, made the device unusable."""
@@ -200,7 +203,7 @@ class _ChunkRun:
         trial, error = lost
         self._report_problem(
             f"The device cannot be trusted since {trial} ended in an error that stays with it "
-            f"({_first_line(error)}), so the trials behind it were not run: run them in other "
+            f"({first_line(error)}), so the trials behind it were not run: run them in other "
             "processes, with -n and a smaller --ft2-chunk."
         )
         return True
@@ -210,49 +213,6 @@ class _ChunkRun:
             self.errors.append(sentence)
             problem = {"kind": "problem", "campaign": self.plan.key, "sentence": sentence}
             send(self.chunk, "problem", [problem])
-
-
-def _judge(result: Attempt, run: Run, usual_errors: int) -> tuple[Outcome | None, str | None]:
-    """Return the outcome, or None and a sentence when the harness could not find out."""
-    errors = [error for error, _ in result.failed.values()]
-    if run.attach_error is not None:
-        return None, f"ft2 could not attach to the model: {run.attach_error}."
-    for error in (run.error, *errors):
-        if error is not None and is_harness_error(error):
-            return None, f"memory ran out ({error}): use a smaller model or fewer workers."
-    for phase, (error, line) in result.failed.items():
-        if isinstance(error, TrialTimeout) or result.timed_out:
-            continue
-        if phase != "call" and run.error is None:
-            return None, f"the {phase} of the test failed, not its assertion ({line})."
-    if result.skipped is not None:
-        return None, f"the test skipped only with the fault ({result.skipped})."
-    expected = result.xfailed or result.xpassed
-    if expected is not None:
-        return None, f"the test is expected to fail only with the fault ({expected})."
-    injection = run.injection
-    if injection is None:
-        return None, "no model was there to inject the fault into."
-    if not injection.fired:
-        return None, (
-            "the fault did not land, its element was never computed: with the protection the test "
-            "calls the model differently, or the model does not see what is attached to it."
-        )
-    if not injection.landed:
-        return None, "the fault did not land, the value's bits are as before."
-    # An error that the test provokes and handles without any fault too is none that a fault brings.
-    raised = len(run.errors) > usual_errors or _sticky_error(result, run) is not None
-    return outcome_of(result.passed, raised, result.timed_out), None
-
-
-def _sticky_error(result: Attempt, run: Run) -> BaseException | None:
-    """Return the error that leaves the device unusable, wherever in the test it showed."""
-    errors = (run.error, *(error for error, _ in result.failed.values()))
-    return next((error for error in errors if error is not None and is_sticky(error)), None)
-
-
-def _first_line(text: str) -> str:
-    return next(iter(text.splitlines()), "no message")
 
 
 def _bounds(trials: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from ft2.campaign import Outcome, Run, RunSpec, is_harness_error, outcome_of
+from ft2.campaign import Outcome, Run, RunSpec, is_harness_error, is_sticky, outcome_of
 from ft2.campaign.noise import talk_noise
 from ft2.faults import Fault
 from tests.tiny_models import tiny_model
@@ -162,6 +163,51 @@ def test_outcomes(passed: bool, raised: bool, timed_out: bool) -> None:
 )
 def test_only_running_out_of_memory_is_the_machines_fault(error: Exception, is_one: bool) -> None:
     assert is_harness_error(error) is is_one
+
+
+def raised_from(cause: BaseException) -> BaseException:
+    error = RuntimeError("generation failed")
+    error.__cause__ = cause
+    return error
+
+
+def raised_during(context: BaseException) -> BaseException:
+    error = AssertionError("no answer")
+    error.__context__ = context
+    return error
+
+
+class GroupError(Exception):
+    """What ExceptionGroup is, on every Python."""
+
+    def __init__(self, *exceptions: BaseException) -> None:
+        super().__init__("several")
+        self.exceptions = exceptions
+
+
+WRAPPERS: dict[str, Callable[[BaseException], BaseException]] = {
+    "from": raised_from,
+    "during": raised_during,
+    "group": lambda error: GroupError(ValueError(), error),
+    "deep": lambda error: raised_during(GroupError(raised_from(error))),
+}
+
+
+@pytest.mark.parametrize("wrapper", list(WRAPPERS))
+def test_what_led_to_an_error_counts(wrapper: str) -> None:
+    wrap = WRAPPERS[wrapper]
+    assert is_harness_error(wrap(MemoryError()))
+    assert is_sticky(wrap(torch.AcceleratorError("CUDA error: device-side assert triggered")))
+    for harmless in (wrap(IndexError()), wrap(ValueError("no answer"))):
+        assert not is_harness_error(harmless)
+        assert not is_sticky(harmless)
+
+
+def test_errors_that_led_to_each_other_end_the_search() -> None:
+    first, second = raised_during(IndexError()), raised_from(IndexError())
+    first.__context__, second.__cause__ = second, first
+    assert not is_harness_error(first)
+    assert not is_sticky(second)
 
 
 def test_outcomes_read_as_their_names() -> None:

@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
 from tests.plugin.conftest import Project
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def test_a_kernels_assertion_that_makes_the_gpu_unusable_leaves_no_complete_gate(
+    project: Project,
+) -> None:
+    project.pytester.makeini("[pytest]\nft2_fault_model = exp\n")
+    project.pytester.makepyfile(
+        test_it="""
+        import pytest
+        import torch
+
+        PROMPT = torch.tensor([[1, 5, 9, 11]])
+        SAID = []
+
+        @pytest.mark.sdc_budget(100, due_budget=100)
+        def test_answer(ft2_model):
+            prompt = PROMPT.to(ft2_model.device)
+            said = ft2_model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False
+            ).tolist()
+            SAID.append(said)
+            wrong = [said != SAID[0]] if len(SAID) > 5 else [False]
+            # An index out of bounds where the answer is wrong.
+            torch.zeros(1, device="cuda")[torch.tensor(wrong, device="cuda").long() * 100]
+            assert said == SAID[0]
+        """
+    )
+    result = project.run_apart(
+        "--ft2-faults=60",
+        "--ft2-chunk=30",
+        "--ft2-json=out.json",
+        f"--ft2-model={project.model_folder}",
+        "--ft2-device=cuda",
+        "--ft2-protection=none",
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "incomplete"
+    assert "The device cannot be trusted since trial " in campaign["reason"]
+    assert len(campaign["trials"]) < 30
+    assert campaign["trials"][-1]["outcome"] is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -46,3 +90,21 @@ def test_a_gate_on_a_gpu_is_measured(project: Project, dtype: str, protection: s
     encoding = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[dtype]
     assert f"encoding={encoding}" in campaign["trials"][0]["fault"]
     assert campaign["sdc"] > 0
+    environment = project.json()["environment"]
+    assert environment["device"] == torch.cuda.get_device_name()
+    assert environment["dtype"] == dtype
+
+
+def test_a_model_on_the_cpu_beside_a_gpu_says_so(project: Project) -> None:
+    project.pytester.makepyfile(
+        test_it="""
+        import pytest
+        from conftest import generate
+
+        @pytest.mark.sdc_budget(100)
+        def test_answer(model):
+            assert len(generate(model)) > 4
+        """
+    )
+    project.run("--ft2-faults=2", "--ft2-json=out.json")
+    assert project.json()["environment"]["device"] == platform.machine()

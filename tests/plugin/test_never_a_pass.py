@@ -482,6 +482,65 @@ def test_answer(model):
     assert run.result.parseoutcomes()["failed"] == 3
 
 
+def test_a_device_that_is_lost_before_it_tells_what_the_fault_did(project: Project) -> None:
+    run = run_gated(
+        project,
+        """
+import torch
+from ft2.faults import Injection
+
+LOST = torch.AcceleratorError("CUDA error: device-side assert triggered")
+DEVICE = []
+
+def landed(injection, really=Injection.landed.fget):
+    if DEVICE:
+        raise LOST
+    return really(injection)
+
+Injection.landed = property(landed)
+
+@GATE
+def test_answer(model):
+    answer = generate(model)
+    if answer != RIGHT:
+        DEVICE.append("lost")
+        try:
+            raise LOST
+        except RuntimeError as error:
+            raise ValueError("the answer could not be read") from error
+""",
+        apart=True,
+    )
+    assert_incomplete(run, "The device cannot be trusted since trial ")
+    assert "the device was lost, and with it the proof that the fault landed (CUDA" in run.reason
+    assert run.outcomes[-1] is None
+    assert run.outcomes.count(None) == 1
+    assert len(run.outcomes) < FAULTS
+    run.result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+def test_memory_that_runs_out_while_noise_is_tried(project: Project) -> None:
+    run = run_gated(
+        project,
+        """
+RUNS = []
+
+@GATE
+def test_answer(model):
+    RUNS.append(1)
+    answer = generate(model)
+    if len(RUNS) == 3:
+        raise MemoryError("no more")
+    assert answer
+""",
+    )
+    assert_incomplete(
+        run,
+        "Whether the assertion of test_it.py::test_answer can fail was not found out: with noise "
+        "for logits the test does not get as far (",
+    )
+
+
 BREAKING = {
     "test_answer fails (": """
         model.lm_head.weight.data.zero_()

@@ -657,6 +657,7 @@ MEMORY = {
     "MemoryError": "raise MemoryError('no more')",
     "torch.OutOfMemoryError": "raise torch.OutOfMemoryError('no more')",
     "the CPU's allocator": "torch.empty(1 << 60)",
+    "wrapped": "raise ValueError('no answer') from MemoryError('no more')",
 }
 
 
