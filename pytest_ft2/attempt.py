@@ -13,6 +13,7 @@ import pytest
 from _pytest.config import parse_warning_filter
 
 from pytest_ft2.deadline import Deadline
+from pytest_ft2.reports import skip_reason
 
 if TYPE_CHECKING:
     from ft2.campaign import Run
@@ -192,8 +193,7 @@ def _phase(
     elif report.skipped and hasattr(report, "wasxfail"):
         result.xfailed = str(report.wasxfail) or "expected to fail"
     elif report.skipped:
-        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else "skipped"
-        result.skipped = why.removeprefix("Skipped: ")
+        result.skipped = skip_reason(report)
     elif phase == "call" and hasattr(report, "wasxfail"):
         result.xpassed = str(report.wasxfail) or "expected to fail"
 

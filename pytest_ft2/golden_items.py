@@ -11,6 +11,7 @@ import pytest
 from pytest_ft2.attempt import ACTIVE_RUN, cached_model
 from pytest_ft2.items import Campaign
 from pytest_ft2.options import Settings
+from pytest_ft2.reports import skip_reason
 
 __all__ = ["GoldenItems", "adopt"]
 
@@ -83,7 +84,7 @@ class GoldenItems:
             campaign.plan,
             campaign.plan.sets[number],
             passed=report.passed,
-            skipped=_reason(report) if skipped else None,
+            skipped=skip_reason(report) if skipped else None,
             wrong_answer=not report.passed
             and not skipped
             and call.when == "call"
@@ -94,9 +95,3 @@ class GoldenItems:
         if golden is not None and report.passed:
             state_of(campaign).by_item[number] = golden.digest
         report.ft2 = [payload]  # type: ignore[attr-defined]
-
-
-def _reason(report: pytest.TestReport) -> str:
-    """Return why a skipped test was skipped."""
-    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else "skipped"
-    return why.removeprefix("Skipped: ")

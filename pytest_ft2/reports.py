@@ -11,7 +11,7 @@ import pytest
 
 from pytest_ft2.plan import Payload
 
-__all__ = ["payloads", "send"]
+__all__ = ["payloads", "send", "skip_reason"]
 
 
 def send(
@@ -63,6 +63,12 @@ def send(
 def payloads(report: pytest.TestReport) -> list[Payload]:
     """Return what a report carries."""
     return getattr(report, "ft2", [])
+
+
+def skip_reason(report: pytest.TestReport) -> str:
+    """Return why a skipped test was skipped."""
+    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else "skipped"
+    return why.removeprefix("Skipped: ")
 
 
 def _check_plain(value: object) -> None:

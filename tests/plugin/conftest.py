@@ -79,3 +79,18 @@ def project(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     return Project(pytester, model_folder)
+
+
+_PLAIN_OUTCOMES: list[str | None] = []
+
+
+@pytest.fixture
+def plain_outcomes(project: Project) -> list[str | None]:
+    """What the trials of ``test_it.py::test_answer`` end in when it only asserts the answer."""
+    from tests.plugin.seen import PLAIN, run_gated
+
+    if not _PLAIN_OUTCOMES:
+        _PLAIN_OUTCOMES.extend(run_gated(project, PLAIN).outcomes)
+        (project.path / "out.json").unlink()
+    assert {"masked", "sdc"} == set(_PLAIN_OUTCOMES)
+    return _PLAIN_OUTCOMES

@@ -10,9 +10,29 @@ import pytest
 
 from tests.plugin.conftest import RIGHT, Project
 
-__all__ = ["FAULTS", "Gated", "run_gated"]
+__all__ = ["DEBUGGER", "FAULTS", "PLAIN", "RUNS", "Gated", "assert_passes", "run_gated"]
 
 FAULTS = 20
+
+# The user's own item, the chunk's golden run, noise, the trials, and a golden run at the end.
+RUNS = FAULTS + 4
+
+PLAIN = """
+@GATE
+def test_answer(model):
+    assert generate(model) == RIGHT
+"""
+
+DEBUGGER = """
+class Debugger:
+    quitting = False
+    def __init__(self, *args, **kwargs):
+        pass
+    def reset(self):
+        pass
+    def interaction(self, frame, traceback):
+        print("DEBUGGER OPENED")
+"""
 
 _HEAD = f"""
 import json
@@ -80,3 +100,11 @@ def run_gated(
     notes = project.path / "notes.txt"
     lines = notes.read_text().splitlines() if notes.exists() else []
     return Gated(result, campaigns[0], [json.loads(line) for line in lines])
+
+
+def assert_passes(run: Gated, outcomes: list[str | None]) -> None:
+    """Assert that the gate passes, its trials ending in `outcomes`."""
+    assert run.reason.startswith(f"{outcomes.count('sdc')} of {FAULTS} faults")
+    assert run.verdict == "pass"
+    assert run.outcomes == outcomes
+    assert run.result.ret == pytest.ExitCode.OK

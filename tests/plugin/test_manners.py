@@ -119,15 +119,6 @@ def test_the_header_shows_only_when_campaigns_are_on(project: Project) -> None:
         result.stdout.no_fnmatch_line("ft2:*")
 
 
-def test_a_suite_without_gated_tests_is_told_so(project: Project) -> None:
-    project.pytester.makepyfile("def test_nothing(): pass")
-    result = project.run("--ft2-faults=7")
-    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    result.stdout.fnmatch_lines(
-        ["ft2: no gate ran: mark a test with @pytest.mark.sdc_budget(PERCENT)"]
-    )
-
-
 @pytest.mark.parametrize("faults", ["0", "5"])
 def test_nothing_of_ours_is_written_into_config(pytester: pytest.Pytester, faults: str) -> None:
     config = pytester.parseconfigure(f"--ft2-faults={faults}")

@@ -7,8 +7,7 @@ import shlex
 import pytest
 
 from tests.plugin.conftest import RIGHT, Project
-from tests.plugin.seen import run_gated
-from tests.plugin.test_trials import DEBUGGER, PLAIN
+from tests.plugin.seen import DEBUGGER, PLAIN, run_gated
 
 LINE = "pytest --ft2-replay="
 MARKED = "@pytest.mark.sdc_budget(100, faults=7)"
