@@ -324,7 +324,14 @@ def _attention_macs_per_context_token(model: nn.Module) -> int:
     config = getattr(model, "config", None)
     get = getattr(config, "get_text_config", None)
     config = get() if get is not None else config
+    # Some models have heads of several sizes, and a configuration for each layer.
+    layers = getattr(config, "per_layer_config", None)
+    if layers is None:
+        layers = [config] * (getattr(config, "num_hidden_layers", 0) or 0)
+    return sum(2 * _attention_width(layer) for layer in layers)
+
+
+def _attention_width(config: Any) -> int:
     heads = getattr(config, "num_attention_heads", 0) or 0
     hidden = getattr(config, "hidden_size", 0) or 0
-    head = getattr(config, "head_dim", None) or (hidden // heads if heads else 0)
-    return 2 * heads * head * (getattr(config, "num_hidden_layers", 0) or 0)
+    return heads * (getattr(config, "head_dim", None) or (hidden // heads if heads else 0))

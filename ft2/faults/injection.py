@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ft2.faults.fault import Fault
 from ft2.faults.formats import flip, format_of, number_format, pattern
-from ft2.forward import Call, Clock, Forward, Listener, Order, by_row, tap
-from ft2.layers import projections, unwrap
+from ft2.forward import Call, Clock, Forward, Listener, Order, Vectors, attach, by_row
+from ft2.layers import Projection, projections, unwrap
 
 __all__ = ["Injection", "inject"]
 
@@ -73,6 +73,10 @@ class Injection:
         return self._after
 
 
+# Where the tokens of one step are counted that all products with raw parameters see.
+_EVERY_PRODUCT = ""
+
+
 class _Injector(Listener):
     """Waits for the elements of its faults to be computed."""
 
@@ -85,12 +89,47 @@ class _Injector(Listener):
         self._first_call = self.clock.calls if running is None else running.index
         self._positions: dict[tuple[str, Call, int], int] = {}
 
-    def transform(self, layer: str) -> Callable[[Tensor], Tensor]:
+    def whole(self, projection: Projection) -> Callable[[Tensor], Tensor]:
+        """Strike the output of a module."""
+
         @torch.compiler.disable
         def strike(output: Tensor) -> Tensor:
-            return self._strike(layer, output, self.clock.forward)
+            return self._strike(projection.name, output, self.clock.forward)
 
         return strike
+
+    def vectors(self, group: list[Projection]) -> Callable[[Vectors], Tensor]:
+        """Strike the products with one parameter."""
+
+        def strike(vectors: Vectors) -> Tensor:
+            for projection in group:
+                self._strike_vectors(projection, vectors, self.clock.forward)
+            return vectors.values
+
+        return strike
+
+    def forward_finished(self, forward: Forward, output: Any) -> None:
+        place = (_EVERY_PRODUCT, forward.call, forward.step)
+        self._positions[place] = self._positions.get(place, 0) + forward.tokens
+
+    def _strike_vectors(self, projection: Projection, vectors: Vectors, forward: Forward) -> None:
+        here = (forward.call.index - self._first_call, forward.step)
+        start = self._positions.get((_EVERY_PRODUCT, forward.call, forward.step), 0)
+        tokens = vectors.count // forward.rows
+        for injection in tuple(self.waiting[projection.name]):
+            fault = injection.fault
+            token = fault.position - start
+            if (fault.call, fault.step) != here or not 0 <= token < tokens:
+                continue
+            is_hit = vectors.tokens == fault.row * tokens + token
+            if projection.expert is not None and vectors.experts is not None:
+                is_hit &= vectors.experts == projection.expert
+            hits = is_hit.nonzero()
+            if len(hits):
+                self.waiting[projection.name].remove(injection)
+                element = vectors.values[hits[0, 0], fault.neuron]
+                with torch.no_grad():
+                    element.copy_(injection.strike(element))
 
     def _strike(self, layer: str, output: Tensor, forward: Forward) -> Tensor:
         if not self.waiting[layer]:
@@ -153,22 +192,20 @@ def _injecting(
 ) -> Generator[Injection | list[Injection], None, None]:
     faults = [fault] if isinstance(fault, Fault) else list(fault)
     injections = [Injection(each) for each in faults]
-    columns = {projection.name: projection.out_features for projection in projections(model)}
+    known = {projection.name: projection for projection in projections(model)}
     for each in faults:
-        if each.layer not in columns:
+        if each.layer not in known:
             raise ValueError(
-                f"the model has no projection {each.layer!r}; its first is {next(iter(columns))!r}"
+                f"the model has no projection {each.layer!r}; its first is {next(iter(known))!r}"
             )
-        if each.neuron >= columns[each.layer]:
+        neurons = known[each.layer].out_features
+        if each.neuron >= neurons:
             raise ValueError(
-                f"{each.layer} has {columns[each.layer]} neurons, so there is no neuron "
-                f"{each.neuron}"
+                f"{each.layer} has {neurons} neurons, so there is no neuron {each.neuron}"
             )
     injector = _Injector(model, injections)
-    taps = [
-        tap(model.get_submodule(layer), Order.INJECT, injector.transform(layer))
-        for layer in injector.waiting
-    ]
+    struck = [known[layer] for layer in injector.waiting]
+    taps = attach(model, struck, Order.INJECT, injector.whole, injector.vectors)
     try:
         yield injections[0] if isinstance(fault, Fault) else injections
     finally:

@@ -1,9 +1,11 @@
 """A forward pass as it happens: its call, step, rows and tokens, and what each layer puts out."""
 
+from ft2.forward.attach import attach
 from ft2.forward.call import Call, Forward, Listener
 from ft2.forward.clock import Clock, request
-from ft2.forward.rows import by_row, real_tokens
+from ft2.forward.rows import by_row, fit_tokens
 from ft2.forward.tap import Order, Tap, tap
+from ft2.forward.trail import Vectors
 
 __all__ = [
     "Call",
@@ -12,8 +14,10 @@ __all__ = [
     "Listener",
     "Order",
     "Tap",
+    "Vectors",
+    "attach",
     "by_row",
-    "real_tokens",
+    "fit_tokens",
     "request",
     "tap",
 ]

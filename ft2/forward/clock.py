@@ -41,6 +41,7 @@ class Clock:
         self._lock = threading.RLock()
         self._stacks = threading.local()
         self._loops: list[tuple[weakref.ref[Any], Call]] = []
+        self._fed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._disguises = _disguises(self, model)
 
     @classmethod
@@ -185,7 +186,9 @@ class Clock:
             )
         rows, tokens = int(tokens_in.shape[0]), int(tokens_in.shape[1])
         cache = _cache_in(inputs)
-        cached = _cached_tokens(cache)
+        cached = self._cached_tokens(cache)
+        if hasattr(cache, "get_seq_length"):
+            self._fed[cache] = cached + tokens
         call = self.innermost
         if call is None:
             call = self._loop(cache, cached)
@@ -205,6 +208,14 @@ class Clock:
             start = cached if mask.shape[1] > cached + tokens else mask.shape[1] - tokens
             real = mask[:, start : start + tokens].bool()
         return Forward(call, step, rows, tokens, cached, real)
+
+    def _cached_tokens(self, cache: Any) -> int:
+        length = getattr(cache, "get_seq_length", None)
+        try:
+            return int(length()) if length is not None else 0
+        except ValueError:
+            # A recurrent state does not say how many tokens went into it.
+            return self._fed.get(cache, 0)
 
     def _loop(self, cache: Any, cached: int) -> Call:
         if cached > 0:
@@ -356,8 +367,3 @@ def _cache_of(output: Any, inputs: dict[str, Any]) -> Any:
     values = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
     caches = (value for value in values if hasattr(value, "get_seq_length"))
     return next(caches, _cache_in(inputs))
-
-
-def _cached_tokens(cache: Any) -> int:
-    length = getattr(cache, "get_seq_length", None)
-    return int(length()) if length is not None else 0

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ft2.forward.call import Forward
 
-__all__ = ["by_row", "real_tokens"]
+__all__ = ["by_row", "fit_tokens"]
 
 
 def by_row(output: Tensor, forward: Forward) -> Tensor:
     """View a layer's output as (rows, tokens, columns).
 
     Some models flatten the batch, (rows · tokens, columns); some layers run on the last tokens
-    only, and then `tokens` is theirs.
+    only, on cached ones too, or on several streams of them, and then `tokens` is theirs.
 
     Raises
     ------
@@ -22,17 +23,27 @@ def by_row(output: Tensor, forward: Forward) -> Tensor:
     """
     if output.dim() == 3 and output.shape[0] == forward.rows:
         return output
-    columns = output.shape[-1]
-    if output.numel() == forward.rows * forward.tokens * columns:
-        return output.view(forward.rows, forward.tokens, columns)
+    is_by_row = output.dim() > 3 and output.shape[0] == forward.rows
+    is_flat = output.dim() == 2 and output.shape[0] % forward.rows == 0
+    if is_by_row or is_flat:
+        return output.view(forward.rows, -1, output.shape[-1])
     raise RuntimeError(
         f"ft2 cannot tell the rows of a layer's output of shape {tuple(output.shape)} in a "
         f"forward over {forward.rows} rows of {forward.tokens} tokens"
     )
 
 
-def real_tokens(forward: Forward, tokens: int) -> Tensor | None:
-    """Say which of a layer's tokens are real: bool (rows, tokens), None when all are."""
-    if forward.real is None:
-        return None
-    return forward.real[:, forward.tokens - tokens :]
+def fit_tokens(mask: Tensor, tokens: int) -> Tensor:
+    """Fit bool (rows, tokens of the forward, or 1) to the tokens of one layer.
+
+    A layer that runs on fewer tokens runs on the last; one that runs on several streams of them
+    has the mask for each; what comes before the forward's own tokens (cached ones) is real.
+    """
+    size = mask.shape[1]
+    if size in (1, tokens):
+        return mask
+    if tokens < size:
+        return mask[:, size - tokens :]
+    if tokens % size == 0:
+        return mask.repeat(1, tokens // size)
+    return torch.cat([mask.new_ones(mask.shape[0], tokens - size), mask], dim=1)

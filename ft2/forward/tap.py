@@ -1,19 +1,23 @@
-"""Read or change what a module puts out."""
+"""Read or change what a module puts out, and what it multiplies with parameters of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from ft2.forward.disguise import Disguise
+from ft2.forward.trail import Product, Trail, Vectors, first_numbers
 
-__all__ = ["Order", "Tap", "tap"]
+__all__ = ["Order", "Tap", "tap", "tap_product"]
 
 Transform = Callable[[Tensor], Tensor]
+VectorTransform = Callable[[Vectors], Tensor]
 
 
 class Order(IntEnum):
@@ -24,33 +28,75 @@ class Order(IntEnum):
     PROTECT = 2
 
 
+@dataclass(frozen=True, eq=False)
+class _OnOutput:
+    order: Order
+    transform: Transform
+
+
+@dataclass(frozen=True, eq=False)
+class _OnProduct:
+    order: Order
+    transform: VectorTransform
+    product: Product
+
+
 class _TappedModule:
     """The taps of one module, and the class that runs them."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.taps: list[tuple[Order, Transform]] = []
+        self.taps: list[_OnOutput | _OnProduct] = []
         self.transforms: tuple[Transform, ...] = ()
+        self.products: tuple[Product, ...] = ()
         call = type(module).__call__
 
+        # Numbers of tokens are bookkeeping that no compiled graph should hold.
+        @torch.compiler.disable
+        def call_and_follow(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            given = first_numbers(args, kwargs)
+            if given is None:
+                return call(module, *args, **kwargs)
+            with Trail(list(self.products), given):
+                return call(module, *args, **kwargs)
+
         def call_and_tap(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            output = call(module, *args, **kwargs)
+            if self.products:
+                output = call_and_follow(module, args, kwargs)
+            else:
+                output = call(module, *args, **kwargs)
             for transform in self.transforms:
                 output = transform(output)
             return output
 
         self.disguise = Disguise(module, {"__call__": call_and_tap})
 
-    def add(self, order: Order, transform: Transform) -> None:
-        self.taps.append((order, transform))
+    def add(self, entry: _OnOutput | _OnProduct) -> None:
+        self.taps.append(entry)
         self._sort()
 
-    def remove(self, order: Order, transform: Transform) -> None:
-        self.taps.remove((order, transform))
+    def remove(self, entry: _OnOutput | _OnProduct) -> None:
+        self.taps.remove(entry)
         self._sort()
 
     def _sort(self) -> None:
-        self.taps.sort(key=lambda entry: entry[0])
-        self.transforms = tuple(transform for _, transform in self.taps)
+        self.taps.sort(key=lambda entry: entry.order)
+        self.transforms = tuple(
+            entry.transform for entry in self.taps if isinstance(entry, _OnOutput)
+        )
+        by_parameter: dict[int, list[_OnProduct]] = {}
+        for entry in self.taps:
+            if isinstance(entry, _OnProduct):
+                by_parameter.setdefault(id(entry.product.parameter), []).append(entry)
+        self.products = tuple(_in_turn(entries) for entries in by_parameter.values())
+
+
+def _in_turn(entries: list[_OnProduct]) -> Product:
+    def transform(vectors: Vectors) -> Tensor:
+        for entry in entries:
+            vectors = replace(vectors, values=entry.transform(vectors))
+        return vectors.values
+
+    return replace(entries[0].product, transform=transform)
 
 
 # A class is made once a module: making one takes longer than a small model's layer.
@@ -60,13 +106,20 @@ _TAPPED: WeakKeyDictionary[nn.Module, _TappedModule] = WeakKeyDictionary()
 class Tap:
     """One transform attached to one module, until removed."""
 
-    def __init__(
-        self, module: nn.Module, tapped: _TappedModule, order: Order, transform: Transform
-    ) -> None:
+    def __init__(self, module: nn.Module, entry: _OnOutput | _OnProduct) -> None:
+        tapped = _TAPPED.get(module)
+        stale = tapped is not None and type(module) not in (
+            tapped.disguise.original,
+            tapped.disguise.worn,
+        )
+        if tapped is None or stale:
+            tapped = _TAPPED[module] = _TappedModule(module)
+        if not tapped.taps:
+            tapped.disguise.put_on(module)
+        tapped.add(entry)
         self._module = module
         self._tapped = tapped
-        self._order = order
-        self._transform = transform
+        self._entry = entry
         self._attached = True
 
     def remove(self) -> None:
@@ -74,7 +127,7 @@ class Tap:
         if not self._attached:
             return
         self._attached = False
-        self._tapped.remove(self._order, self._transform)
+        self._tapped.remove(self._entry)
         if not self._tapped.taps:
             self._tapped.disguise.take_off(self._module)
 
@@ -91,14 +144,34 @@ def tap(module: nn.Module, order: Order, transform: Transform) -> Tap:
     transform:
         Takes the output and returns the tensor that goes on in its place.
     """
-    tapped = _TAPPED.get(module)
-    stale = tapped is not None and type(module) not in (
-        tapped.disguise.original,
-        tapped.disguise.worn,
-    )
-    if tapped is None or stale:
-        tapped = _TAPPED[module] = _TappedModule(module)
-    if not tapped.taps:
-        tapped.disguise.put_on(module)
-    tapped.add(order, transform)
-    return Tap(module, tapped, order, transform)
+    return Tap(module, _OnOutput(order, transform))
+
+
+def tap_product(
+    module: nn.Module,
+    parameter: Tensor,
+    width: int,
+    matrices: int,
+    order: Order,
+    transform: VectorTransform,
+) -> Tap:
+    """Let `transform` replace the products with `parameter` that `module` computes inside.
+
+    Parameters
+    ----------
+    module:
+        A module whose first tensor holds one vector for each token of the batch.
+    parameter:
+        A parameter that its forward multiplies with.
+    width:
+        Columns of the product.
+    matrices:
+        How many matrices the parameter holds (an expert's each); 0 for a single one.
+    order:
+        As in :func:`tap`.
+    transform:
+        Takes the :class:`Vectors` of one product and returns their values, or others of the same
+        shape and dtype in their place.
+    """
+    product = Product(parameter, width, matrices, transform)
+    return Tap(module, _OnProduct(order, transform, product))

@@ -14,7 +14,8 @@ class Projection:
     Attributes
     ----------
     name:
-        The module's path inside the model, as ``named_modules`` spells it.
+        The path of its module, as ``named_modules`` spells it; of its parameter, where a module
+        multiplies with a raw one, followed by the number of the expert, where it holds several.
     kind:
         The part of the path that names its role in the block (``v_proj``, ``fc2``).
     critical:
@@ -27,6 +28,12 @@ class Projection:
         Why it is critical or not, in words.
     in_features, out_features:
         Sizes of the last dimension of its input and its output.
+    module:
+        The path of the module that returns its output, or inside which it is computed.
+    weight:
+        The path of its parameter where the output is not what the module returns; else None.
+    expert:
+        Which of the parameter's matrices it is, where that holds several; else None.
     """
 
     name: str
@@ -36,3 +43,6 @@ class Projection:
     reason: str
     in_features: int
     out_features: int
+    module: str
+    weight: str | None = None
+    expert: int | None = None

@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["bounds_dtype", "learn", "restrict", "widen"]
+__all__ = [
+    "bounds_dtype",
+    "clean_vectors",
+    "learn",
+    "record_vectors",
+    "restrict",
+    "restrict_vectors",
+    "widen",
+]
 
 
 def bounds_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -128,3 +136,84 @@ def restrict(
         wrong = wrong & live[..., None]
     corrected.add_(wrong.reshape(corrected.shape[0], -1).sum(1))
     return restricted
+
+
+def clean_vectors(
+    values: Tensor, counted: Tensor | None, request: Tensor, corrected: Tensor
+) -> Tensor:
+    """Correct vectors of the first token as :func:`learn` does: NaN to 0, ±Inf saturated.
+
+    Parameters
+    ----------
+    values:
+        (vectors, columns), any floating-point dtype.
+    counted:
+        bool (vectors,), False at padding; None when all are real.
+    request:
+        int64 (vectors,): whose each is.
+    corrected:
+        int64 (requests,), updated in place.
+    """
+    _count(~torch.isfinite(values.detach()), counted, request, corrected)
+    return torch.nan_to_num(values, nan=0.0)
+
+
+def record_vectors(
+    values: Tensor, counted: Tensor | None, cell: Tensor, low: Tensor, high: Tensor
+) -> None:
+    """Widen bounds to vectors: NaN counts as 0, and ±Inf is left out, as in :func:`learn`.
+
+    Parameters
+    ----------
+    values:
+        (vectors, columns), any floating-point dtype.
+    counted:
+        bool (vectors,), False for what is left out; None when all count.
+    cell:
+        int64 (vectors,): which bounds each has.
+    low, high:
+        (cells,), updated in place.
+    """
+    seen = torch.nan_to_num(values.detach(), nan=0.0)
+    is_seen = ~torch.isinf(values.detach())
+    if counted is not None:
+        is_seen = is_seen & counted[:, None]
+    lowest = torch.where(is_seen, seen, torch.inf).amin(1)
+    highest = torch.where(is_seen, seen, -torch.inf).amax(1)
+    low.scatter_reduce_(0, cell, lowest.to(low.dtype), "amin")
+    high.scatter_reduce_(0, cell, highest.to(high.dtype), "amax")
+
+
+def restrict_vectors(
+    values: Tensor,
+    counted: Tensor | None,
+    below: Tensor,
+    above: Tensor,
+    request: Tensor,
+    corrected: Tensor,
+) -> Tensor:
+    """Clip vectors to bounds of their own as :func:`restrict` does; NaN becomes 0 first.
+
+    Parameters
+    ----------
+    values:
+        (vectors, columns), any floating-point dtype.
+    counted:
+        bool (vectors,), False where corrections are not counted; None when all count.
+    below, above:
+        (vectors,), in the dtype of the bounds.
+    request:
+        int64 (vectors,): whose each is.
+    corrected:
+        int64 (requests,), updated in place.
+    """
+    clean = torch.nan_to_num(values, nan=0.0)
+    restricted = torch.clamp(clean, below[:, None], above[:, None]).to(values.dtype)
+    _count((restricted != values).detach(), counted, request, corrected)
+    return restricted
+
+
+def _count(wrong: Tensor, counted: Tensor | None, request: Tensor, corrected: Tensor) -> None:
+    if counted is not None:
+        wrong = wrong & counted[:, None]
+    corrected.index_add_(0, request, wrong.sum(1))

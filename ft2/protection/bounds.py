@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ft2.protection.arithmetic import bounds_dtype, learn, restrict, widen
+from ft2.protection.arithmetic import (
+    bounds_dtype,
+    clean_vectors,
+    learn,
+    record_vectors,
+    restrict,
+    restrict_vectors,
+    widen,
+)
 
-__all__ = ["Corrections", "RequestBounds"]
+__all__ = ["Corrections", "RequestBounds", "Where"]
 
 Key = tuple[str, int]
 
@@ -43,6 +53,29 @@ class Corrections:
         return totals
 
 
+@dataclass(frozen=True, eq=False)
+class Where:
+    """Which bounds each of a list of vectors has.
+
+    Attributes
+    ----------
+    cell:
+        int64 (vectors,): the expert times the number of requests, plus the request.
+    request:
+        int64 (vectors,).
+    real, live:
+        bool (vectors,), as in :meth:`RequestBounds.protect`; None when all are.
+    matrices:
+        How many experts there are, 1 where there are none.
+    """
+
+    cell: Tensor
+    request: Tensor
+    real: Tensor | None
+    live: Tensor | None
+    matrices: int
+
+
 class RequestBounds:
     """Per request and per range of a layer's columns: bounds learned on the first token.
 
@@ -66,14 +99,17 @@ class RequestBounds:
         self.corrections = Corrections(self.requests)
         self._learned: dict[Key, tuple[Tensor, Tensor, torch.dtype]] = {}
         self._widened: dict[Key, tuple[Tensor, Tensor]] = {}
+        self._cells: dict[Key, VectorBounds] = {}
 
     @property
     def settled(self) -> bool:
         """Whether any key is restricted by now."""
-        return bool(self._widened)
+        return bool(self._widened) or any(cells.settled for cells in self._cells.values())
 
     def settle(self) -> None:
         """Widen what was learned: from now on the keys that ran before are restricted."""
+        for cells in self._cells.values():
+            cells.settle(self.scale)
         if len(self._widened) == len(self._learned):
             return
         with torch.inference_mode(False), torch.no_grad():
@@ -106,6 +142,61 @@ class RequestBounds:
         if key not in self._learned:
             self._learned[key] = (*_nothing_learned(self.requests, output), output.dtype)
         return learn(output, real, *self._learned[key][:2], corrected)
+
+    def protect_vectors(self, key: Key, values: Tensor, where: Where) -> Tensor:
+        """Learn from vectors of experts or restrict them, and return what goes on instead.
+
+        Parameters
+        ----------
+        key:
+            The parameter's name and the first column.
+        values:
+            (vectors, columns).
+        where:
+            Which bounds each vector has.
+        """
+        if key not in self._cells:
+            low, high = _nothing_learned(where.matrices * self.requests, values)
+            self._cells[key] = VectorBounds(low, high, values.dtype)
+        return self._cells[key].protect(values, where, self.corrections.on(values.device))
+
+
+class VectorBounds:
+    """Bounds of each expert and request, for vectors in any order.
+
+    An expert that no token of a request's prompt chose learns on the step that first runs it.
+    """
+
+    def __init__(self, low: Tensor, high: Tensor, dtype: torch.dtype) -> None:
+        self._low = low
+        self._high = high
+        self._dtype = dtype
+        self._widened: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether any vector is restricted by now."""
+        return self._widened is not None
+
+    def settle(self, scale: float) -> None:
+        """Widen what was learned: from now on experts that ran before are restricted."""
+        with torch.inference_mode(False), torch.no_grad():
+            below, above = widen(self._low, self._high, scale, self._dtype, self._low.shape[0])
+            self._widened = below[:, 0, 0], above[:, 0, 0], self._low > self._high
+
+    def protect(self, values: Tensor, where: Where, corrected: Tensor) -> Tensor:
+        """Return what goes on in place of `values`, (vectors, columns)."""
+        if self._widened is None:
+            clean = clean_vectors(values, where.real, where.request, corrected)
+            record_vectors(values, where.real, where.cell, self._low, self._high)
+            return clean
+        below, above, unknown = self._widened
+        limits = below[where.cell], above[where.cell]
+        restricted = restrict_vectors(values, where.live, *limits, where.request, corrected)
+        is_new = unknown[where.cell]
+        counted = is_new if where.real is None else is_new & where.real
+        record_vectors(values, counted, where.cell, self._low, self._high)
+        return restricted
 
 
 def _nothing_learned(requests: int, output: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
-from ft2.forward import Call, Clock, Listener
+from ft2.forward import Call, Clock, Listener, Tap
+from ft2.layers import Projection
 
 __all__ = ["Policy"]
 
@@ -15,13 +15,23 @@ __all__ = ["Policy"]
 class Policy(Listener, ABC):
     """Which layers of a model are protected, and how.
 
-    A policy hears of the model's calls as a listener does, and names the layers whose outputs go
+    A policy hears of the model's calls as a listener does, and taps the layers whose outputs go
     through it. One policy object serves one model, from attaching to removing.
     """
 
     @abstractmethod
-    def transforms(self, model: nn.Module, clock: Clock) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return, by layer name, what replaces that layer's output."""
+    def find(self, model: nn.Module) -> list[Projection]:
+        """Return the layers of `model` that are protected.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If there are none that the policy could protect.
+        """
+
+    @abstractmethod
+    def attach(self, model: nn.Module, layers: list[Projection], clock: Clock) -> list[Tap]:
+        """Tap what :meth:`find` returned."""
 
     @property
     @abstractmethod

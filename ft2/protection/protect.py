@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ft2.forward import Clock, Forward, Listener, Order, tap
+from ft2.forward import Clock, Forward, Listener
 from ft2.layers import unwrap
 from ft2.protection.policies import make_policy
 
@@ -55,16 +55,13 @@ class Protection(Listener):
         self._policy = make_policy(policy, scale)
         self._on_detection = on_detection
         self._before: list[int] = []
+        layers = self._policy.find(self.model)
         self._clock = Clock.listen(self.model, self._policy)
         try:
-            transforms = self._policy.transforms(self.model, self._clock)
+            self._taps = self._policy.attach(self.model, layers, self._clock)
         except Exception:
             self._clock.dismiss(self.model, self._policy)
             raise
-        self._taps = [
-            tap(self.model.get_submodule(name), Order.PROTECT, transform)
-            for name, transform in transforms.items()
-        ]
         if on_detection is not None:
             Clock.listen(self.model, self)
         self._attached = True

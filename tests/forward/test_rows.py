@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ft2.forward import Call, Forward, Order, by_row, real_tokens, tap
+from ft2.forward import Call, Forward, Order, by_row, fit_tokens, tap
 from tests.forward.heard import listening
 from tests.tiny_models import tiny_model
 
@@ -35,15 +35,28 @@ def test_a_layer_of_the_last_tokens_only_keeps_its_own_number(rows: int, tokens:
     output = torch.zeros(rows, 1, 3)
     real = torch.zeros(rows, tokens, dtype=torch.bool)
     real[:, -1] = True
-    forward = _forward(rows, tokens, real)
-    assert by_row(output, forward).shape == (rows, 1, 3)
-    kept = real_tokens(forward, 1)
-    assert kept is not None
-    assert kept.tolist() == [[True]] * rows
+    assert by_row(output, _forward(rows, tokens, real)).shape == (rows, 1, 3)
+    assert fit_tokens(real, 1).tolist() == [[True]] * rows
 
 
-def test_without_padding_all_tokens_are_real() -> None:
-    assert real_tokens(_forward(2, 3), 3) is None
+@given(_SIZES, _SIZES, st.integers(2, 4))
+def test_each_stream_of_the_tokens_has_their_mask(rows: int, tokens: int, streams: int) -> None:
+    real = torch.zeros(rows, tokens + 1, dtype=torch.bool)
+    real[:, 0] = True
+    streamed = fit_tokens(real, streams * (tokens + 1))
+    assert streamed.view(rows, streams, tokens + 1).equal(real[:, None].expand(-1, streams, -1))
+
+
+def test_cached_tokens_that_a_layer_computes_again_are_real() -> None:
+    real = torch.tensor([[False, True, True]])
+    assert fit_tokens(real, 5).tolist() == [[True, True, False, True, True]]
+
+
+@given(_SIZES, _SIZES, _SIZES)
+def test_an_output_with_more_dimensions_keeps_its_rows(rows: int, inner: int, tokens: int) -> None:
+    output = torch.arange(rows * inner * tokens * 2.0).view(rows, inner, tokens, 2)
+    view = by_row(output, _forward(rows, tokens))
+    assert view.equal(output.view(rows, inner * tokens, 2))
 
 
 def test_an_output_without_such_rows_is_refused_by_its_shape() -> None:

@@ -122,7 +122,7 @@ def test_grouped_queries_leave_key_and_value_narrower_than_the_query() -> None:
 def test_only_the_value_columns_of_a_fused_projection_are_critical() -> None:
     fused = projections(tiny_model("gpt2"))[0]
     assert fused.kind == "c_attn"
-    assert fused.columns == ((0, 16, False), (16, 32, False), (32, 48, True))
+    assert fused.columns == ((0, 32, False), (32, 48, True))
 
 
 def test_the_value_columns_of_a_fused_projection_are_what_the_cache_stores_as_values() -> None:
@@ -174,25 +174,25 @@ def test_a_projection_can_be_a_key_and_is_equal_to_its_like() -> None:
     assert isinstance(projections(model)[0], Projection)
 
 
-def test_an_unknown_architecture_is_named_in_one_sentence() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'Linear' model \(Linear\); it knows gpt2"):
+def test_a_module_that_reads_no_token_ids_is_refused_in_one_sentence() -> None:
+    with pytest.raises(UnsupportedModelError, match="could not run this Linear on token ids") as e:
         projections(nn.Linear(2, 2))
+    assert "\n" not in str(e.value)
 
 
-def test_an_unknown_transformers_model_is_named_by_its_type() -> None:
+def test_a_model_that_nobody_has_heard_of_is_looked_into_all_the_same() -> None:
     model = tiny_model("llama")
+    known = projections(model)
     model.config.model_type = "unheard-of"
-    with pytest.raises(UnsupportedModelError) as caught:
-        projections(model)
-    message = str(caught.value)
-    assert "'unheard-of' model (LlamaForCausalLM)" in message
-    assert "\n" not in message
+    other = type("Unheard", (type(model),), {})
+    model.__class__ = other
+    assert projections(model) == known
 
 
-def test_a_known_architecture_without_blocks_says_what_it_is_made_of() -> None:
+def test_a_model_without_blocks_says_what_it_is_made_of() -> None:
     model = tiny_model("llama")
     model.model.layers = nn.ModuleList()
-    with pytest.raises(UnsupportedModelError, match=r"no linear projection .* 'llama' .* Linear"):
+    with pytest.raises(UnsupportedModelError, match=r"no linear projection .* Llama.* lm_head"):
         projections(model)
 
 
@@ -216,9 +216,8 @@ def test_a_wrapper_that_holds_a_model_is_refused_with_a_hint() -> None:
         unwrap(Pipeline())
 
 
-def test_a_layer_whose_weight_cannot_be_read_is_named() -> None:
-    model = torch.ao.quantization.quantize_dynamic(
-        tiny_model("llama"), {torch.nn.Linear}, dtype=torch.qint8
-    )
-    with pytest.raises(UnsupportedModelError, match=r"model\.layers\.0\.self_attn\.q_proj is a"):
-        projections(model)
+def test_a_quantised_model_has_the_projections_of_the_plain_one() -> None:
+    model = tiny_model("llama")
+    plain = projections(model)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert projections(quantised) == plain

@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from ft2.forward import Call, Clock, Forward, by_row
+from ft2.forward import Call, Clock, Forward, Order, Tap, Vectors, attach, by_row, fit_tokens
 from ft2.layers import Projection, UnsupportedModelError, projections
-from ft2.protection.bounds import Corrections, RequestBounds
+from ft2.protection.bounds import Corrections, RequestBounds, Where
 from ft2.protection.policy import Policy
 
 __all__ = ["FirstTokenPolicy"]
@@ -40,14 +40,23 @@ class FirstTokenPolicy(Policy):
         self._real: Tensor | None = None
         self._live: Tensor | None = None
 
-    def transforms(self, model: nn.Module, clock: Clock) -> dict[str, Callable[[Tensor], Tensor]]:
+    def find(self, model: nn.Module) -> list[Projection]:
         critical = [projection for projection in projections(model) if projection.critical]
         if not critical:
             raise UnsupportedModelError(
                 f"no critical layer was found in this {type(model).__name__}, so there is nothing "
                 "that ft2 would protect"
             )
-        return {projection.name: self._transform(projection, clock) for projection in critical}
+        return critical
+
+    def attach(self, model: nn.Module, layers: list[Projection], clock: Clock) -> list[Tap]:
+        def whole(projection: Projection) -> Callable[[Tensor], Tensor]:
+            return self._whole(projection, clock)
+
+        def vectors(group: list[Projection]) -> Callable[[Vectors], Tensor]:
+            return self._vectors(group, clock)
+
+        return attach(model, layers, Order.PROTECT, whole, vectors)
 
     @property
     def counts(self) -> list[int]:
@@ -77,8 +86,8 @@ class FirstTokenPolicy(Policy):
             alive = ~call.ended[:, None]
             self._live = alive if self._real is None else self._real & alive
 
-    def _transform(self, projection: Projection, clock: Clock) -> Callable[[Tensor], Tensor]:
-        critical = [(start, stop) for start, stop, critical in projection.columns if critical]
+    def _whole(self, projection: Projection, clock: Clock) -> Callable[[Tensor], Tensor]:
+        critical = _critical(projection)
 
         def transform(output: Tensor) -> Tensor:
             view = by_row(output, clock.forward)
@@ -93,11 +102,52 @@ class FirstTokenPolicy(Policy):
 
         return transform
 
+    def _vectors(self, group: list[Projection], clock: Clock) -> Callable[[Vectors], Tensor]:
+        """Experts of one parameter, each with bounds of its own."""
+        critical = _critical(group[0])
+        name = str(group[0].weight)
+        matrices = max((each.expert or 0 for each in group), default=0) + 1
+
+        def transform(vectors: Vectors) -> Tensor:
+            rows = clock.forward.rows
+            tokens = vectors.count // rows
+            row = vectors.tokens // tokens
+            request = row // (self._current.rows // self._current.requests)
+            cell = request if vectors.experts is None else vectors.experts * self._current.requests
+            if vectors.experts is not None:
+                cell = cell + request
+            real, live = (
+                _of_tokens(mask, vectors, rows, tokens) for mask in (self._real, self._live)
+            )
+            where = Where(cell, request, real, live, matrices)
+            if critical == [(0, vectors.values.shape[1])]:
+                return self._current.protect_vectors((name, 0), vectors.values, where)
+            protected = vectors.values.clone()
+            for start, stop in critical:
+                protected[:, start:stop] = self._current.protect_vectors(
+                    (name, start), vectors.values[:, start:stop], where
+                )
+            return protected
+
+        return transform
+
     def _protect(self, key: tuple[str, int], view: Tensor) -> Tensor:
-        real, live = (_of_last_tokens(mask, view) for mask in (self._real, self._live))
+        real, live = (_of_layer(mask, view) for mask in (self._real, self._live))
         return self._current.protect(key, view, real, live)
 
 
-def _of_last_tokens(mask: Tensor | None, view: Tensor) -> Tensor | None:
-    """Fit bool (rows, tokens or 1) to a layer that runs on the last tokens, on any device."""
-    return None if mask is None else mask[:, -view.shape[1] :].to(view.device)
+def _critical(projection: Projection) -> list[tuple[int, int]]:
+    return [(start, stop) for start, stop, critical in projection.columns if critical]
+
+
+def _of_tokens(mask: Tensor | None, vectors: Vectors, rows: int, tokens: int) -> Tensor | None:
+    """Look up bool (rows, tokens or 1) for vectors of tokens that are numbered row after row."""
+    if mask is None:
+        return None
+    shown = fit_tokens(mask, tokens).to(vectors.values.device).expand(rows, tokens)
+    return shown.reshape(-1)[vectors.tokens]
+
+
+def _of_layer(mask: Tensor | None, view: Tensor) -> Tensor | None:
+    """Fit bool (rows, tokens or 1) to a layer's tokens, on its device."""
+    return None if mask is None else fit_tokens(mask, view.shape[1]).to(view.device)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from torch import nn
 
-from torch import Tensor, nn
-
-from ft2.forward import Call, Clock
+from ft2.forward import Call, Clock, Tap
+from ft2.layers import Projection
 from ft2.protection.policy import Policy
 
 __all__ = ["UnprotectedPolicy"]
@@ -18,8 +17,11 @@ class UnprotectedPolicy(Policy):
     def __init__(self, scale: float) -> None:
         del scale
 
-    def transforms(self, model: nn.Module, clock: Clock) -> dict[str, Callable[[Tensor], Tensor]]:
-        return {}
+    def find(self, model: nn.Module) -> list[Projection]:
+        return []
+
+    def attach(self, model: nn.Module, layers: list[Projection], clock: Clock) -> list[Tap]:
+        return []
 
     @property
     def counts(self) -> list[int]:

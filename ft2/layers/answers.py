@@ -1,0 +1,170 @@
+"""Answers for a forward that asks about numbers, when there are none.
+
+Control flow that depends on data (which expert is hit, whether a mask is full) is led into the
+branch in which everything happens once: one token is routed, one element is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["answer", "constants_in_index", "known_numbers", "on_meta", "tensors_in"]
+
+
+def on_meta(value: Any) -> Any:
+    """Return `value` with every tensor in it on the meta device, if any is.
+
+    Constants among themselves keep their numbers.
+    """
+    return _to_meta(value) if any(each.is_meta for each in tensors_in(value)) else value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested sequences and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from tensors_in(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from tensors_in(each)
+
+
+def known_numbers(tensor: Tensor) -> Tensor | None:
+    """Return the numbers of a constant that was moved to the meta device, or None."""
+    return getattr(tensor, "_ft2_numbers", None) if tensor.is_meta else tensor
+
+
+def constants_in_index(value: Any) -> Any:
+    """Return an index with tensors for its lists: torch would put their numbers on meta."""
+    if isinstance(value, list) and all(isinstance(each, int) for each in value):
+        return torch.tensor(value)
+    return tuple(map(constants_in_index, value)) if isinstance(value, tuple) else value
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value if value.is_meta or value.dim() == 0 else value.to("meta")
+    if isinstance(value, dict):
+        return {name: _to_meta(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_meta(each) for each in value)
+    return value
+
+
+def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what `func` says of tensors without numbers.
+
+    Raises
+    ------
+    NotImplementedError
+        If the function asks nothing that is answered here; it can be run as it is.
+    """
+    known = _ANSWERS.get(func.overloadpacket)
+    if known is None or not any(each.is_meta for each in tensors_in((args, kwargs))):
+        # Constants have numbers, and moving one to the meta device is all that is asked of it.
+        known = _MOVES.get(func.overloadpacket)
+    if known is None:
+        raise NotImplementedError(str(func))
+    return known(func, *args, **kwargs)
+
+
+def _scalar(func: Any, tensor: Tensor) -> Any:
+    if tensor.dtype == torch.bool:
+        # Checks ask whether all is well; whatever else is asked is answered no.
+        return getattr(tensor, "_ft2_is_all", False)
+    return 1.0 if tensor.is_floating_point() else 1
+
+
+def _to_copy(func: Any, tensor: Tensor, **options: Any) -> Tensor:
+    device = options.pop("device", None) if tensor.is_meta else options.get("device")
+    is_list = tensor.is_meta and device is not None and torch.device(device).type == "cpu"
+    if is_list and not tensor.is_floating_point() and not tensor.is_complex():
+        # What is asked for as a list of numbers (tokens of each expert) has to have some.
+        return torch.zeros(tensor.shape, dtype=options.get("dtype") or tensor.dtype)
+    moved: Any = func(tensor, **options)
+    if moved.is_meta and not tensor.is_meta:
+        moved._ft2_numbers = tensor
+    return moved
+
+
+def _split_with_sizes(func: Any, tensor: Tensor, sizes: list[int], dim: int = 0) -> Any:
+    missing = tensor.shape[dim] - sum(sizes)
+    return func(tensor, [sizes[0] + missing, *sizes[1:]], dim)
+
+
+def _all(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    result: Any = func(*args, **kwargs)
+    result._ft2_is_all = True
+    return result
+
+
+def _nonzero(func: Any, tensor: Tensor) -> Tensor:
+    found = min(1, tensor.numel())
+    return torch.empty((found, tensor.dim()), dtype=torch.int64, device="meta")
+
+
+def _equal(func: Any, left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape
+
+
+def _masked_select(func: Any, tensor: Tensor, mask: Tensor) -> Tensor:
+    return tensor.new_empty((1,))
+
+
+def _bincount(func: Any, tensor: Tensor, weights: Any = None, minlength: int = 0) -> Tensor:
+    return torch.empty((max(minlength, 1),), dtype=torch.int64, device="meta")
+
+
+def _histc(func: Any, tensor: Tensor, bins: int = 100, *bounds: Any) -> Tensor:
+    return tensor.new_empty((bins,))
+
+
+def _index(func: Any, tensor: Tensor, indices: Any) -> Tensor:
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype not in (torch.bool, torch.uint8):
+            found.append(index)
+        else:
+            found.extend(torch.empty((1,), dtype=torch.int64, device="meta") for _ in index.shape)
+    return func(tensor, found)
+
+
+def _index_put(func: Any, tensor: Tensor, indices: Any, values: Tensor, *rest: Any) -> Tensor:
+    return tensor if func._schema.is_mutable else torch.empty_like(tensor)
+
+
+def _grouped_mm(func: Any, hidden: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
+    # The meta kernel takes bfloat16 only, the others every type.
+    return hidden.new_empty((*hidden.shape[:-1], weight.shape[-1]))
+
+
+def _repeat_interleave(func: Any, repeats: Tensor, output_size: int | None = None) -> Tensor:
+    size = repeats.shape[0] if output_size is None else output_size
+    return torch.empty((size,), dtype=torch.int64, device="meta")
+
+
+_aten = torch.ops.aten
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    _aten._local_scalar_dense: _scalar,
+    _aten.item: _scalar,
+    _aten.all: _all,
+    _aten._is_all_true: _all,
+    _aten.split_with_sizes: _split_with_sizes,
+    _aten.nonzero: _nonzero,
+    _aten.equal: _equal,
+    _aten.masked_select: _masked_select,
+    _aten.bincount: _bincount,
+    _aten.histc: _histc,
+    _aten.index: _index,
+    _aten.index_put: _index_put,
+    _aten.index_put_: _index_put,
+    _aten._grouped_mm: _grouped_mm,
+    _aten.repeat_interleave: _repeat_interleave,
+}
+_MOVES: dict[Any, Callable[..., Any]] = {_aten._to_copy: _to_copy}

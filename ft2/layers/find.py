@@ -1,0 +1,186 @@
+"""Find the linear projections of a model's decoder blocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from ft2.layers.criticality import columns_of, reason_of
+from ft2.layers.model import unwrap
+from ft2.layers.projection import Projection
+from ft2.layers.replica import replicate
+from ft2.layers.trace import Product, trace
+
+__all__ = ["UnsupportedModelError", "projections"]
+
+_ROWS, _TOKENS = 2, 3
+# Some layers look at windows of tokens only, and compute nothing for a short text.
+_MANY_TOKENS = 300
+
+_WRAPPERS = frozenset(("weight", "base_layer"))
+
+
+class UnsupportedModelError(ValueError):
+    """The model could not be looked into, or no projection was found in it."""
+
+
+def projections(model: nn.Module) -> list[Projection]:
+    """List the linear projections of the model's decoder blocks, in forward order.
+
+    The model is run once on the meta device, without its numbers, and what becomes of each linear
+    product is followed to the next one (FT2, section 4.1.2; :mod:`ft2.layers.rules` says how the
+    paper's rule is read). The answer is kept until the model's modules change.
+
+    Parameters
+    ----------
+    model:
+        A causal language model, or what ``torch.compile`` made of one. Its weights are not read
+        and can be on the meta device.
+
+    Returns
+    -------
+    list of Projection
+        Every linear projection of the decoder blocks that a forward over text runs. Embeddings and
+        ``lm_head`` are not among them.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+    UnsupportedModelError
+        If the model cannot be run on token ids alone, or no projection was found.
+    """
+    model = unwrap(model)
+    structure = _structure(model)
+    known = _KNOWN.get(model)
+    if known is None or known[0] != structure:
+        known = _KNOWN[model] = (structure, tuple(_find(model)))
+    return list(known[1])
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[int, tuple[Projection, ...]]] = WeakKeyDictionary()
+
+
+def _structure(model: nn.Module) -> int:
+    """A number that changes when modules are exchanged, wrapped or resized."""
+    parts = [
+        (name, type(module).__module__, type(module).__qualname__)
+        for name, module in model.named_modules()
+    ]
+    shapes = [(name, parameter.shape) for name, parameter in model.named_parameters()]
+    return hash((tuple(parts), tuple(shapes)))
+
+
+def _find(model: nn.Module) -> list[Projection]:
+    products = _products(model)
+    blocks = _Blocks(model)
+    found = [
+        projection
+        for product in products
+        if blocks.hold(product.weight)
+        for projection in _projections_of(product)
+    ]
+    found += _idle_siblings(model, found)
+    for projection in found:
+        if not projection.module:
+            raise UnsupportedModelError(
+                f"ft2 cannot tell which token the vectors of {projection.name} belong to: no "
+                f"module of this {type(model).__name__} around it is given one vector for each "
+                "token, row after row of the batch"
+            )
+    if not found:
+        kinds = sorted({type(module).__name__ for module in model.modules()})
+        seen = sorted({product.weight for product in products})
+        raise UnsupportedModelError(
+            f"no linear projection was found in decoder blocks of this {type(model).__name__}: it "
+            f"is made of {', '.join(kinds)}; linear layers that ran: "
+            f"{', '.join(seen) if seen else 'none'}; blocks are the entries of a ModuleList, a "
+            "ModuleDict or a Sequential"
+        )
+    return found
+
+
+def _products(model: nn.Module) -> list[Product]:
+    try:
+        replica = replicate(model)
+        products = trace(replica, _ROWS, _TOKENS)
+        if all(product.fates for product in products):
+            return products
+        return trace(replica, _ROWS, _MANY_TOKENS)
+    except Exception as error:
+        reason = error
+    if all(not parameter.is_meta for parameter in model.parameters()):
+        # What depends on numbers (patches that follow a text's entropy) needs the weights.
+        with suppress(Exception):
+            products = trace(model, _ROWS, _TOKENS)
+            if products:
+                return products
+    raise UnsupportedModelError(
+        f"ft2 could not run this {type(model).__name__} on token ids to see its layers: "
+        f"{type(reason).__name__}: {reason}"
+    ) from reason
+
+
+class _Blocks:
+    """The decoder blocks of a model: entries of its outermost lists of modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._lists = {
+            name
+            for name, module in model.named_modules(remove_duplicate=False)
+            if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+        }
+
+    def hold(self, weight: str) -> bool:
+        """Whether the parameter lies inside a block, and is not an entry of a list itself."""
+        owner = weight.split(".")[:-1]
+        return any(".".join(owner[:length]) in self._lists for length in range(len(owner) - 1))
+
+
+def _projections_of(product: Product) -> Iterator[Projection]:
+    columns = columns_of(product)
+    path = product.weight.removesuffix(".weight")
+    name = product.module if product.is_output else path
+    whole = Projection(
+        name=name,
+        kind=_kind(name),
+        critical=any(critical for _, _, critical in columns),
+        columns=columns,
+        reason=reason_of(product),
+        in_features=product.in_features,
+        out_features=product.width,
+        module=product.module if product.is_output else product.scope,
+        weight=None if product.is_output else product.weight,
+    )
+    if not product.experts:
+        yield whole
+    for expert in range(product.experts):
+        yield replace(whole, name=f"{name}.{expert}", expert=expert)
+
+
+def _kind(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in _WRAPPERS and not part.isdigit()]
+    return parts[-1]
+
+
+def _idle_siblings(model: nn.Module, found: list[Projection]) -> list[Projection]:
+    """Linear modules beside ones that ran, which no token of the traced text was routed to."""
+    known = {projection.name for projection in found}
+    alike = {_pattern(each.name): each for each in found if each.weight is None}
+    idle = []
+    for name, module in model.named_modules():
+        sibling = alike.get(_pattern(name))
+        if sibling is None or name in known:
+            continue
+        if type(module) is type(model.get_submodule(sibling.name)):
+            idle.append(replace(sibling, name=name, module=name))
+    return idle
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
