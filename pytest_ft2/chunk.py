@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import pytest
 
 from ft2.campaign import RunSpec, is_sticky, preserved_randomness
 from ft2.faults import Draw, Fault, fault_model
+from pytest_ft2.crashes import crashed_trials
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
 from pytest_ft2.items import ChunkItem, tear_down
 from pytest_ft2.judgement import first_line, judge, machine_error, read_proof, sticky_error
@@ -84,20 +84,31 @@ class _ChunkRun:
         for trial in self.chunk.trials:
             if trial < len(sets):
                 self._check_oracle(sets[trial])
-        send(self.chunk, "started", [{"kind": "started", "trials": _bounds(self.chunk.trials)}])
-        last = None
-        for trial in self.chunk.trials:
-            number = sets[trial % len(sets)] if sets else None
-            if number is None or self.goldens.of_set(number).golden is None:
-                continue
+        trials = [(trial, sets[trial % len(sets)]) for trial in self._trials() if sets]
+        trials = [each for each in trials if self.goldens.of_set(each[1]).golden is not None]
+        if not trials:
+            return
+        for trial, number in trials:
+            # Said before anything runs, so that it is known in which trial a process died.
+            self._announce("begins", trial=trial)
             self._run_trial(trial, number)
-            last = number
             if self._device_is_lost():
                 return
-        if last is not None:
-            problem = self.goldens.again(last)
-            if problem is not None:
-                self._report_problem(problem)
+        self._announce("behind")
+        problem = self.goldens.again(trials[-1][1])
+        if problem is not None:
+            self._report_problem(problem)
+
+    def _trials(self) -> list[int]:
+        """Return the trials to run: all, when the chunk runs again, but those that ended it."""
+        crashed = crashed_trials(self.chunk.config, self.chunk.nodeid)
+        return [trial for trial in self.chunk.trials if trial not in crashed]
+
+    def _announce(self, kind: str, **values: int) -> None:
+        # Only another process can be there to hear of this one's end.
+        if hasattr(self.chunk.config, "workerinput"):
+            announcement: Payload = {"kind": kind, "campaign": self.plan.key, **values}
+            send(self.chunk, kind, [announcement])
 
     def _sets(self) -> list[int]:
         """Return the sets that trials are dealt to, after making the golden runs they need."""
@@ -213,7 +224,3 @@ class _ChunkRun:
             self.errors.append(sentence)
             problem = {"kind": "problem", "campaign": self.plan.key, "sentence": sentence}
             send(self.chunk, "problem", [problem])
-
-
-def _bounds(trials: Sequence[int]) -> list[int]:
-    return [trials[0], trials[-1]]

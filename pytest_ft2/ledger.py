@@ -33,6 +33,12 @@ class CampaignLedger:
         Whether the session is to decide the gate.
     ended:
         Whether every selected chunk ran to its end, its last fault-free run included.
+    running:
+        The trial that each chunk has begun.
+    crashes:
+        The trials of each chunk that ended a process.
+    ended_chunks:
+        The chunks that ran to their end.
     noise_holds:
         Of each parameter set that was tried, whether its assertion holds on noise.
     """
@@ -45,18 +51,24 @@ class CampaignLedger:
     golden: dict[str, list[Payload]] = field(default_factory=dict)
     noise_holds: dict[str, bool] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    started: set[str] = field(default_factory=set)
+    running: dict[str, int] = field(default_factory=dict)
+    crashes: dict[str, list[int]] = field(default_factory=dict)
+    ended_chunks: set[str] = field(default_factory=set)
 
     def note(self, sentence: str) -> None:
         """Add a problem, once."""
         if sentence not in self.problems:
             self.problems.append(sentence)
 
-    def add(self, payload: Payload) -> None:
-        """Take in a trial, a golden run, the run with noise, or a problem."""
+    def add(self, payload: Payload, nodeid: str) -> None:
+        """Take in a trial, a golden run, the run with noise, or a problem, of the item `nodeid`."""
         kind = payload["kind"]
         if kind == "trial":
             self._add_trial(payload)
+        elif kind == "begins":
+            self.running[nodeid] = payload["trial"]
+        elif kind == "behind":
+            self.running.pop(nodeid, None)
         elif kind == "golden":
             self.golden.setdefault(payload["params"], []).append(payload)
         elif kind == "noise":
@@ -74,28 +86,29 @@ class CampaignLedger:
                 f"{record['outcome']}): outcomes must not depend on where or when a trial runs."
             )
 
-    def crashed(self, chunk: range, chunk_id: str) -> None:
-        """Record that the process running a chunk died: its trial is a DUE, the rest is lost."""
-        lost = [trial for trial in chunk if trial not in self.trials]
-        if chunk_id not in self.started or not lost:
+    def crashed(self, chunk_id: str) -> Payload | None:
+        """Record that the process running a chunk died: what it had begun is a DUE.
+
+        Returns
+        -------
+        dict or None
+            The record of that trial, unless it ended a process before, or none had begun.
+        """
+        trial = self.running.pop(chunk_id, None)
+        if trial is None:
             self.note(
                 f"The worker running {chunk_id} died outside a trial: run it again with -n 0 to "
                 "see why."
             )
-            return
-        behind = (
-            f"the {len(lost) - 1} trials behind it were lost"
-            if lost[1:]
-            else "the fault-free run behind it was lost"
-        )
-        self.note(
-            f"A worker died in trial {lost[0]}, which counts as a DUE, and {behind}: "
-            f"`{self.plan.replay_line(lost[0])}` shows what ends the process."
-        )
-        self.trials[lost[0]] = {
+            return None
+        crashes = self.crashes.setdefault(chunk_id, [])
+        if trial in crashes:
+            return None
+        crashes.append(trial)
+        record = {
             "kind": "trial",
             "campaign": self.plan.key,
-            "trial": lost[0],
+            "trial": trial,
             "params": None,
             "fault": None,
             "before": None,
@@ -109,6 +122,8 @@ class CampaignLedger:
             "seconds": None,
             "weights": {},
         }
+        self._add_trial(record)
+        return record
 
     @property
     def counts(self) -> Counts:
@@ -170,6 +185,7 @@ class CampaignLedger:
             *self._model_problems(),
             *self._golden_problems(),
             *self._selection_problems(),
+            *self._crash_problems(),
             *self.problems,
         ]
         errors = [
@@ -317,6 +333,23 @@ class CampaignLedger:
         shown += f" and {more} more" if more > 0 else ""
         return f" for {len(chosen)} of {len(self.plan.sets)} parameter sets ({shown})"
 
+    def _crash_problems(self) -> Iterable[str]:
+        for chunk in self.plan.chunks:
+            chunk_id = self.plan.chunk_id(chunk)
+            if chunk_id not in self.crashes or chunk_id in self.ended_chunks:
+                continue
+            trial = self.crashes[chunk_id][-1]
+            lost = sum(other not in self.trials for other in chunk)
+            behind = (
+                f"the {lost} trials behind it were lost"
+                if lost
+                else "the fault-free run behind it was lost"
+            )
+            yield (
+                f"A worker died in trial {trial}, which counts as a DUE, and {behind}: "
+                f"`{self.plan.replay_line(trial)}` shows what ends the process."
+            )
+
     def _selection_problems(self) -> Iterable[str]:
         missing = set(range(self.plan.planned)) - (self.selected or set())
         if self.selected is not None and missing:
@@ -353,7 +386,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.campaigns: dict[str, CampaignLedger] = {}
-        self._waiting: dict[str, list[Payload]] = {}
+        self._waiting: dict[str, list[tuple[Payload, str]]] = {}
 
     def add(self, payload: Payload, nodeid: str) -> None:
         """Take in one thing that a report on `nodeid` carries."""
@@ -361,16 +394,11 @@ class Ledger:
         if kind == "plan":
             self.plan(GatePlan.from_plain(payload["plan"]))
             return
-        if kind == "started":
-            for campaign in self.campaigns.values():
-                if nodeid.startswith(campaign.plan.prefix):
-                    campaign.started.add(nodeid)
-            return
         if payload["campaign"] in self.campaigns:
-            self.campaigns[payload["campaign"]].add(payload)
+            self.campaigns[payload["campaign"]].add(payload, nodeid)
         else:
             # A user's own item can run before anything that knows the campaign's plan.
-            self._waiting.setdefault(payload["campaign"], []).append(payload)
+            self._waiting.setdefault(payload["campaign"], []).append((payload, nodeid))
 
     @property
     def environment(self) -> Payload:
@@ -385,6 +413,6 @@ class Ledger:
         """Return the ledger of a plan's campaign, new if there is none yet."""
         if plan.key not in self.campaigns:
             campaign = self.campaigns[plan.key] = CampaignLedger(plan)
-            for payload in self._waiting.pop(plan.key, []):
-                campaign.add(payload)
+            for payload, nodeid in self._waiting.pop(plan.key, []):
+                campaign.add(payload, nodeid)
         return self.campaigns[plan.key]

@@ -15,6 +15,7 @@ from _pytest._io import TerminalWriter
 from ft2.report import SPACE, CampaignResult, markdown_page, notes, table, write_document
 from pytest_ft2.ledger import CampaignLedger, Ledger
 from pytest_ft2.options import Settings
+from pytest_ft2.plan import Payload
 from pytest_ft2.reports import payloads
 
 __all__ = ["Owner"]
@@ -64,13 +65,11 @@ class Owner:
         if hasattr(report, "node"):
             self._nodes[report.nodeid] = report.node
         for payload in payloads(report):
-            self.ledger.add(payload, report.nodeid)
+            self.ledger.add(payload, _without_group(report.nodeid))
             if payload.get("teardown_failure"):
                 self._teardown_failures[report.nodeid] = payload["teardown_failure"]
         if report.when == "teardown":
             self._ended.add(_without_group(report.nodeid))
-        elif report.when == "???" and not self.interrupted:  # type: ignore[comparison-overlap]
-            self._crashed(report.nodeid)
 
     def pytest_internalerror(self) -> None:
         self._internal_error = True
@@ -147,12 +146,20 @@ class Owner:
             campaign.result(finished=self._finished) for campaign in self.ledger.campaigns.values()
         ]
 
-    def _crashed(self, nodeid: str) -> None:
+    def crashed(self, nodeid: str) -> Payload | None:
+        """Take in that the process died which ran an item.
+
+        Returns
+        -------
+        dict or None
+            The record of the trial that it died in, unless it died elsewhere, or in a trial that
+            ended a process before.
+        """
+        chunk_id = _without_group(nodeid)
         for campaign in self.ledger.campaigns.values():
-            for trials in campaign.plan.chunks:
-                chunk_id = campaign.plan.chunk_id(trials)
-                if _without_group(nodeid) == chunk_id:
-                    campaign.crashed(trials, nodeid)
+            if chunk_id in map(campaign.plan.chunk_id, campaign.plan.chunks):
+                return None if self.interrupted else campaign.crashed(chunk_id)
+        return None
 
     def _undecided(self) -> bool:
         return any(_GATE.fullmatch(nodeid) and nodeid not in self._ended for nodeid in self.ids)
@@ -184,6 +191,7 @@ class Owner:
         chunks = {plan.chunk_id(trials): trials for trials in plan.chunks}
         campaign.selected = {trial for name in chunks.keys() & ids for trial in chunks[name]}
         campaign.gate_selected = plan.gate_id in ids
+        campaign.ended_chunks = chunks.keys() & self._ended
         campaign.ended = chunks.keys() & ids <= self._ended
 
     def _emit_gate(self, nodeid: str, campaign: CampaignLedger, *, finished: bool) -> None:

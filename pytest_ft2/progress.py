@@ -20,7 +20,7 @@ _SHOWN: dict[str | None, tuple[str, str, dict[str, bool]]] = {
     None: ("H", "HARNESS ERROR", {"red": True}),
 }
 _CHUNK = re.compile(r"[\[-]faults-(?P<first>\d+)-(?P<last>\d+)\](@.*)?$")
-_OURS = ("plan", "golden", "noise", "started", "problem")
+_OURS = ("plan", "golden", "noise", "begins", "behind", "problem")
 
 
 class Progress:
@@ -29,6 +29,7 @@ class Progress:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._done: set[str] = set()
+        self._repeated = False
         self._ids: Sequence[str] = ()
         self._total = 0
         self._counts = False
@@ -39,6 +40,8 @@ class Progress:
         if report.when != "trial":  # type: ignore[comparison-overlap]
             return None
         record = payloads(report)[0]
+        if self._repeated:
+            return "", "", ""
         letter, word, markup = _SHOWN[record["outcome"]]
         category = record["outcome"] or "harness error"
         return category, letter, (f"{word} (trial {record['trial']})", markup)
@@ -54,7 +57,10 @@ class Progress:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         record = next(iter(payloads(report)), {"kind": None})
         if record["kind"] == "trial":
-            self._done.add(f"{record['campaign']}#{record['trial']}")
+            trial = f"{record['campaign']}#{record['trial']}"
+            # A chunk whose worker died runs again: what is shown already is not counted again.
+            self._repeated = trial in self._done
+            self._done.add(trial)
         elif report.when not in _OURS:
             self._done.add(report.nodeid)
 

@@ -275,22 +275,69 @@ def test_a_chunk_that_did_not_end_makes_the_verdict_incomplete() -> None:
     assert "Not every chunk of trials ran to its end" in verdict.reason
 
 
+def begins(number: int) -> dict[str, Any]:
+    return {"kind": "begins", "campaign": KEY, "trial": number}
+
+
+BEHIND = {"kind": "behind", "campaign": KEY}
+
+
 def test_a_crash_is_the_due_of_the_trial_it_interrupted_and_the_rest_is_lost() -> None:
-    book = Ledger()
-    book.add({"kind": "plan", "plan": plan().as_plain()}, CHUNK)
-    book.add({"kind": "started", "trials": [0, 3]}, CHUNK)
-    for payload in (golden(), noise(), trial(0)):
-        book.add(payload, CHUNK)
-    campaign = book.campaigns[KEY]
-    campaign.selected = set(range(4))
-    campaign.crashed(range(4), CHUNK)
+    campaign = ledger([golden(), noise(), begins(0), trial(0), begins(1)])
+    campaign.ended = False
+    record = campaign.crashed(CHUNK)
+    assert record is not None
+    assert (record["trial"], record["outcome"]) == (1, "due")
     result = campaign.result(finished=True)
     assert (result.counts.due, result.counts.seen) == (1, 2)
     assert result.trials[1]["error"] == "the process died in this trial"
     assert result.verdict is not None
     assert result.verdict.name == "incomplete"
     assert "A worker died in trial 1, which counts as a DUE" in result.verdict.reason
+    assert "the 2 trials behind it were lost: `pytest --ft2-replay=" in result.verdict.reason
     assert "2 of 4 trials have no outcome." in result.verdict.reason
+
+
+def test_a_chunk_that_ran_to_its_end_after_a_crash_makes_the_gate_complete() -> None:
+    campaign = ledger([golden(), noise(), begins(0), trial(0), begins(1)], plan(due_budget=25.0))
+    campaign.crashed(CHUNK)
+    again = [golden(), begins(0), trial(0), begins(2), trial(2), begins(3), trial(3), BEHIND]
+    for payload in again:
+        campaign.add(payload, CHUNK)
+    campaign.ended_chunks = {CHUNK}
+    result = campaign.result(finished=True)
+    assert (result.counts.masked, result.counts.due) == (3, 1)
+    assert result.verdict is not None
+    assert result.verdict.name == "pass"
+
+
+def test_a_trial_that_ends_a_second_process_is_not_tried_a_third_time() -> None:
+    campaign = ledger([golden(), noise(), begins(0), trial(0), begins(1)])
+    assert campaign.crashed(CHUNK) is not None
+    campaign.add(begins(1), CHUNK)
+    assert campaign.crashed(CHUNK) is None
+    assert campaign.counts.due == 1
+
+
+def test_a_trial_that_ends_its_process_only_sometimes_makes_the_verdict_incomplete() -> None:
+    campaign = ledger([*all_well(), begins(2)])
+    campaign.crashed(CHUNK)
+    campaign.ended_chunks = {CHUNK}
+    verdict = campaign.result(finished=True).verdict
+    assert verdict is not None
+    assert verdict.name == "incomplete"
+    assert "Trial 2 ran twice and ended differently (masked, due)" in verdict.reason
+
+
+@pytest.mark.parametrize("before", [[], [begins(3), trial(3), BEHIND]])
+def test_a_crash_outside_a_trial_is_no_due(before: list[dict[str, Any]]) -> None:
+    campaign = ledger([*all_well(), *before])
+    assert campaign.crashed(CHUNK) is None
+    verdict = campaign.result(finished=True).verdict
+    assert verdict is not None
+    assert campaign.counts.due == 0
+    assert verdict.name == "incomplete"
+    assert "died outside a trial" in verdict.reason
 
 
 def test_the_line_that_replays_a_crash_is_one_that_a_shell_understands() -> None:
@@ -300,20 +347,10 @@ def test_the_line_that_replays_a_crash_is_one_that_a_shell_understands() -> None
     assert shlex.split(line) == ["pytest", f"--ft2-replay={key}#1", *options]
 
 
-def test_a_crash_outside_a_trial_is_no_due() -> None:
-    campaign = ledger([golden()])
-    campaign.crashed(range(4), CHUNK)
-    verdict = campaign.result(finished=True).verdict
-    assert verdict is not None
-    assert campaign.counts.due == 0
-    assert verdict.name == "incomplete"
-    assert "died outside a trial" in verdict.reason
-
-
 def test_an_unfinished_session_has_a_verdict_only_when_the_budget_is_spent() -> None:
     campaign = ledger([golden(), noise(), trial(0, "sdc"), trial(1, "sdc")])
     assert campaign.result(finished=False).verdict is None
-    campaign.add(trial(2, "sdc"))
+    campaign.add(trial(2, "sdc"), CHUNK)
     verdict = campaign.result(finished=False).verdict
     assert verdict is not None
     assert verdict.name == "fail"

@@ -13,11 +13,53 @@ from tests.plugin.conftest import RIGHT, Project
 from tests.plugin.gated import IN_TRIAL, RIGHT_OR_NOT, WORKERS, run_with, verdicts
 
 
-def test_a_trial_that_ends_its_worker_is_a_due_and_the_gate_is_incomplete(project: Project) -> None:
-    project.pytester.makepyfile(test_it=IN_TRIAL.replace("EVENT", "os._exit(0)"))
-    result = project.run_apart("-n2", "--ft2-faults=20", "--ft2-chunk=20", "--ft2-json=out.json")
+def write_crash(project: Project, event: str, budget: str) -> None:
+    test = IN_TRIAL.replace("EVENT", event).replace("(100)", budget)
+    project.pytester.makepyfile(test_it=test)
+
+
+CRASHING = ("--ft2-faults=8", "--ft2-chunk=8", "--ft2-json=out.json")
+
+
+@pytest.mark.parametrize("scheduling", ["load", "worksteal"])
+def test_a_trial_that_ends_its_worker_is_a_due_and_the_others_run_elsewhere(
+    project: Project, scheduling: str
+) -> None:
+    write_crash(project, "pass", "(100)")
+    project.run(*CRASHING)
+    expected = [trial["outcome"] for trial in project.json()["campaigns"][0]["trials"]]
+    # Of wrong answers only those whose first token is right are the event.
+    write_crash(project, "os._exit(0)", "(100, due_budget=100)")
+    result = project.run_apart("-n2", f"--dist={scheduling}", *CRASHING)
+    campaign = project.json()["campaigns"][0]
+    outcomes = [trial["outcome"] for trial in campaign["trials"]]
+    assert "due" in outcomes
+    assert ["sdc" if outcome == "due" else outcome for outcome in outcomes] == expected
+    assert campaign["verdict"] == "pass", campaign["reason"]
+    assert result.ret == pytest.ExitCode.OK
+    shown = result.parseoutcomes()
+    assert [shown.get(name, 0) for name in ("masked", "sdc", "due")] == [
+        outcomes.count(name) for name in ("masked", "sdc", "due")
+    ]
+    assert shown["passed"] == 3
+
+
+def test_trials_that_end_their_workers_are_held_against_their_budget(project: Project) -> None:
+    write_crash(project, "os._exit(0)", "(100, due_budget=1)")
+    result = project.run_apart("-n1", *CRASHING)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.assert_outcomes(passed=1, failed=2)
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "fail"
+    assert f"{campaign['due']} of 8 trials ended in a detected error" in campaign["reason"]
+
+
+def test_what_is_lost_with_a_worker_that_is_not_replaced_makes_the_gate_incomplete(
+    project: Project,
+) -> None:
+    project.pytester.makepyfile(test_it=IN_TRIAL.replace("EVENT", "os._exit(0)"))
+    arguments = ("-n2", "--ft2-faults=20", "--ft2-chunk=20", "--ft2-json=out.json")
+    result = project.run_apart(*arguments, "--max-worker-restart=0")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
     campaign = project.json()["campaigns"][0]
     assert campaign["planned"] == 20
     assert campaign["due"] == 1

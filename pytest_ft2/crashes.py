@@ -1,0 +1,37 @@
+"""Trials that ended their worker, told to whichever worker runs their chunk again.
+
+A worker hears from the controller only when it starts, and one that runs already may get the chunk:
+so the controller leaves notes in a folder, and sends word of the folder. A worker that cannot read
+it, on another machine, say, runs the trial again, and dies again.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from pathlib import Path
+
+import pytest
+
+__all__ = ["CRASHES", "crashed_trials", "note_crash"]
+
+CRASHES = "ft2_crashes"
+"""Under this name a worker's input holds the folder."""
+
+
+def note_crash(folder: Path, chunk_id: str, trial: int) -> None:
+    """Note that a trial of a chunk ended its worker."""
+    with _notes(folder, chunk_id).open("a", encoding="ascii") as file:
+        file.write(f"{trial}\n")
+
+
+def crashed_trials(config: pytest.Config, chunk_id: str) -> set[int]:
+    """Return the trials of a chunk that ended a worker, in any process of this session."""
+    folder = getattr(config, "workerinput", {}).get(CRASHES)
+    notes = None if folder is None else _notes(Path(folder), chunk_id)
+    if notes is None or not notes.exists():
+        return set()
+    return set(map(int, notes.read_text(encoding="ascii").split()))
+
+
+def _notes(folder: Path, chunk_id: str) -> Path:
+    return folder / blake2b(chunk_id.encode(), digest_size=16).hexdigest()
