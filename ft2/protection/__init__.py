@@ -2,6 +2,6 @@
 
 from ft2.protection.policies import POLICIES
 from ft2.protection.policy import Policy
-from ft2.protection.protect import Detection, Protection, protect
+from ft2.protection.attachment import Detection, Protection, protect
 
 __all__ = ["POLICIES", "Detection", "Policy", "Protection", "protect"]

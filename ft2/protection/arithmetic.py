@@ -62,8 +62,9 @@ def learn(
         wrong = wrong & real[..., None]
         counted = counted & real[..., None]
     requests = low.shape[0]
-    lowest = torch.where(counted, seen, torch.inf).reshape(requests, -1).amin(1)
-    highest = torch.where(counted, seen, -torch.inf).reshape(requests, -1).amax(1)
+    # Which zero a minimum returns depends on how it was computed; a bound of zero is +0.
+    lowest = torch.where(counted, seen, torch.inf).reshape(requests, -1).amin(1) + 0.0
+    highest = torch.where(counted, seen, -torch.inf).reshape(requests, -1).amax(1) + 0.0
     low.copy_(torch.minimum(low, lowest.to(low.dtype)))
     high.copy_(torch.maximum(high, highest.to(high.dtype)))
     corrected.add_(wrong.reshape(requests, -1).sum(1))

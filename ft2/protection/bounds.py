@@ -10,16 +10,17 @@ from torch import Tensor
 from ft2.protection.arithmetic import (
     bounds_dtype,
     clean_vectors,
-    learn,
     record_vectors,
-    restrict,
     restrict_vectors,
     widen,
 )
+from ft2.protection.kernels import learn, restrict
 
 __all__ = ["Corrections", "RequestBounds", "Where"]
 
 Key = tuple[str, int]
+
+_CHUNK = 64
 
 
 class Corrections:
@@ -97,8 +98,9 @@ class RequestBounds:
         self.requests = rows // rows_per_request if rows % rows_per_request == 0 else rows
         self.scale = scale
         self.corrections = Corrections(self.requests)
-        self._learned: dict[Key, tuple[Tensor, Tensor, torch.dtype]] = {}
-        self._widened: dict[Key, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[torch.device, torch.dtype], _Table] = {}
+        self._learned: dict[Key, Tensor] = {}
+        self._widened: dict[Key, Tensor] = {}
         self._cells: dict[Key, VectorBounds] = {}
 
     @property
@@ -110,16 +112,14 @@ class RequestBounds:
         """Widen what was learned: from now on the keys that ran before are restricted."""
         for cells in self._cells.values():
             cells.settle(self.scale)
-        if len(self._widened) == len(self._learned):
-            return
-        with torch.inference_mode(False), torch.no_grad():
-            for key, (low, high, dtype) in self._learned.items():
-                if key not in self._widened:
-                    self._widened[key] = widen(low, high, self.scale, dtype, self.rows)
+        if len(self._widened) < len(self._learned):
+            for table in self._tables.values():
+                self._widened |= table.widened(self.scale)
 
     def learned(self, key: Key) -> tuple[Tensor, Tensor] | None:
         """Return the minimum and maximum seen, each (requests,); None if the key never ran."""
-        return self._learned[key][:2] if key in self._learned else None
+        bounds = self._learned.get(key)
+        return None if bounds is None else (bounds[0], bounds[1])
 
     def protect(self, key: Key, output: Tensor, real: Tensor | None, live: Tensor | None) -> Tensor:
         """Learn from a layer's output or restrict it, and return what goes on in its place.
@@ -129,19 +129,23 @@ class RequestBounds:
         key:
             The layer's name and its first column.
         output:
-            (rows, tokens, columns).
+            (rows, tokens, columns); it may be changed in place.
         real:
             bool (rows, tokens), False at padding; None when all tokens are real.
         live:
             bool (rows, tokens or 1), False also for rows that have ended; None when all count.
         """
         corrected = self.corrections.on(output.device)
-        if key in self._widened:
-            return restrict(output, live, *self._widened[key], corrected)
-        # An expert that no token of the prompt chose learns on the step that first runs it.
+        bounds = self._widened.get(key)
+        if bounds is not None:
+            return restrict(output, live, bounds, corrected)
+        # A layer that the prompt did not run learns on the step that first runs it.
         if key not in self._learned:
-            self._learned[key] = (*_nothing_learned(self.requests, output), output.dtype)
-        return learn(output, real, *self._learned[key][:2], corrected)
+            place = (output.device, output.dtype)
+            if place not in self._tables:
+                self._tables[place] = _Table(self.requests, *place)
+            self._learned[key] = self._tables[place].add(key)
+        return learn(output, real, self._learned[key], corrected)
 
     def protect_vectors(self, key: Key, values: Tensor, where: Where) -> Tensor:
         """Learn from vectors of experts or restrict them, and return what goes on instead.
@@ -159,6 +163,50 @@ class RequestBounds:
             low, high = _nothing_learned(where.matrices * self.requests, values)
             self._cells[key] = VectorBounds(low, high, values.dtype)
         return self._cells[key].protect(values, where, self.corrections.on(values.device))
+
+
+class _Table:
+    """The bounds of all layers of one dtype on one device, in few tensors.
+
+    Parameters
+    ----------
+    requests:
+        How many requests.
+    device, dtype:
+        Of the layers' outputs.
+    """
+
+    def __init__(self, requests: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._requests = requests
+        self._device = device
+        self._dtype = dtype
+        self._keys: list[Key] = []
+        self._chunks: list[Tensor] = []
+
+    def add(self, key: Key) -> Tensor:
+        """Return bounds (2, requests) for `key` that nothing was learned for."""
+        index = len(self._keys) % _CHUNK
+        if index == 0:
+            shape = (_CHUNK, 2, self._requests)
+            # Made outside inference mode, a tensor can be updated inside and outside of it.
+            with torch.inference_mode(False):
+                chunk = torch.empty(shape, dtype=bounds_dtype(self._dtype), device=self._device)
+                chunk[:, 0] = torch.inf
+                chunk[:, 1] = -torch.inf
+            self._chunks.append(chunk)
+        self._keys.append(key)
+        return self._chunks[-1][index]
+
+    def widened(self, scale: float) -> dict[Key, Tensor]:
+        """Return bounds (2, requests), widened, for every key."""
+        found: list[Tensor] = []
+        with torch.inference_mode(False), torch.no_grad():
+            for chunk in self._chunks:
+                low, high = chunk[:, 0].flatten(), chunk[:, 1].flatten()
+                both = widen(low, high, scale, self._dtype, len(low))
+                shape = (_CHUNK, self._requests)
+                found.extend(torch.stack([each.view(shape) for each in both], 1))
+        return dict(zip(self._keys, found, strict=False))
 
 
 class VectorBounds:

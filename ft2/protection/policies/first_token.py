@@ -89,18 +89,30 @@ class FirstTokenPolicy(Policy):
     def _whole(self, projection: Projection, clock: Clock) -> Callable[[Tensor], Tensor]:
         critical = _critical(projection)
 
-        def transform(output: Tensor) -> Tensor:
-            view = by_row(output, clock.forward)
-            if critical == [(0, view.shape[2])]:
-                return self._protect((projection.name, 0), view).view(output.shape)
-            protected = view.clone()
-            for start, stop in critical:
-                protected[..., start:stop] = self._protect(
-                    (projection.name, start), view[..., start:stop]
-                )
-            return protected.view(output.shape)
+        if critical == [(0, projection.out_features)]:
+            key = (projection.name, 0)
 
-        return transform
+            def transform(output: Tensor) -> Tensor:
+                view = by_row(output, clock.forward)
+                protected = self._protect(key, view)
+                return protected if protected.shape == output.shape else protected.view_as(output)
+
+            return transform
+
+        def transform_ranges(output: Tensor) -> Tensor:
+            view = by_row(output, clock.forward)
+            changed = view
+            for start, stop in critical:
+                part = view[..., start:stop]
+                protected = self._protect((projection.name, start), part)
+                if protected is part:
+                    continue
+                if changed is view:
+                    changed = view.clone()
+                changed[..., start:stop] = protected
+            return changed.view(output.shape)
+
+        return transform_ranges
 
     def _vectors(self, group: list[Projection], clock: Clock) -> Callable[[Vectors], Tensor]:
         """Experts of one parameter, each with bounds of its own."""
@@ -132,7 +144,9 @@ class FirstTokenPolicy(Policy):
         return transform
 
     def _protect(self, key: tuple[str, int], view: Tensor) -> Tensor:
-        real, live = (_of_layer(mask, view) for mask in (self._real, self._live))
+        real, live = self._real, self._live
+        if real is not None or live is not None:
+            real, live = _of_layer(real, view), _of_layer(live, view)
         return self._current.protect(key, view, real, live)
 
 
