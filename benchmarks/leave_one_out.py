@@ -75,6 +75,7 @@ def part_of(projection: Projection, critical: bool) -> Part:
     label = ".".join(name for name in path[block + 1 :] if not name.isdigit())
     if len(projection.columns) > 1:
         label += ", critical columns" if critical else ", other columns"
+        return Part(label, critical, f"of all its columns: {projection.reason}")
     return Part(label, critical, projection.reason)
 
 
