@@ -1,124 +1,288 @@
-"""What attaching costs: generation with nothing, a waiting fault, and the ft2 protection.
+"""What protection and detection cost a model that generates: ratios to the model alone.
 
-Run it from the project's root: ``python benchmarks/overhead.py [--device cuda]``. Variants are
-interleaved in one process and compared as ratios of medians; weights are random, since time does
+Run it from the project's root: ``python benchmarks/overhead.py [--device cuda] [--compiled]``. The
+variants of a model are module objects of their own over the same weights, each with its protection
+attached once, and their runs are interleaved in one process. Weights are random, since time does
 not depend on them.
+
+alone
+    The model as it is.
+paper
+    The paper's way: a forward hook on each critical layer, clamp with tensor bounds, nan_to_num.
+ft2
+    ``ft2.protect(model)``.
+bounds
+    Detection alone: the critical layers' outputs are kept, and one launch a step checks them all
+    against their bounds.
+checksums
+    Detection alone: the outputs and inputs of every projection are kept, and one launch a step
+    checks the column sums of all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ft2
+from ft2 import native
 
-SHAPES: dict[str, dict[str, dict[str, Any]]] = {
-    "cpu": {
-        "llama, 3M parameters": {
-            "model_type": "llama",
-            "hidden_size": 256,
-            "intermediate_size": 688,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 8,
-            "vocab_size": 512,
-        },
+_LLAMA = {"model_type": "llama", "num_attention_heads": 32, "vocab_size": 32000}
+_OPT = {"model_type": "opt", "num_attention_heads": 32, "vocab_size": 50272}
+_QWEN = {"model_type": "qwen2", "max_window_layers": 0}
+SHAPES: dict[str, dict[str, Any]] = {
+    "OPT-6.7B": {
+        **_OPT,
+        "hidden_size": 4096,
+        "word_embed_proj_dim": 4096,
+        "ffn_dim": 16384,
+        "num_hidden_layers": 32,
     },
-    "cuda": {
-        "Llama2-7B shape": {
-            "model_type": "llama",
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "vocab_size": 32000,
-        },
-        "OPT-2.7B shape": {
-            "model_type": "opt",
-            "hidden_size": 2560,
-            "word_embed_proj_dim": 2560,
-            "ffn_dim": 10240,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "vocab_size": 50272,
-        },
+    "OPT-2.7B": {
+        **_OPT,
+        "hidden_size": 2560,
+        "word_embed_proj_dim": 2560,
+        "ffn_dim": 10240,
+        "num_hidden_layers": 32,
+    },
+    "GPT-J-6B": {
+        "model_type": "gptj",
+        "n_embd": 4096,
+        "n_layer": 28,
+        "n_head": 16,
+        "rotary_dim": 64,
+        "vocab_size": 50400,
+    },
+    "Llama2-7B": {
+        **_LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+    },
+    "Vicuna-7B": {
+        **_LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+    },
+    "Qwen2-7B": {
+        **_QWEN,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
+    "Qwen2-1.5B": {
+        **_QWEN,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+    },
+    "Llama, 3M parameters": {
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "vocab_size": 512,
     },
 }
-NEW_TOKENS = 60
 PROMPT = 100
 
 
 def _build(shape: dict[str, Any], device: str) -> Any:
-    config = AutoConfig.for_model(**shape)
     dtype = torch.float16 if device == "cuda" else torch.float32
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=dtype).eval()
 
 
-def _measure(model: Any, device: str, repetitions: int) -> dict[str, list[float]]:
-    prompt = torch.randint(5, 500, (1, PROMPT), device=device)
-    waiting = ft2.Fault(
-        call=10**6,
-        step=0,
-        layer=ft2.projections(model)[0].name,
-        row=0,
-        position=0,
-        neuron=0,
-        bits=(0,),
+def _twin(model: Any) -> Any:
+    """Another module object over the same weights."""
+    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def _critical(model: nn.Module) -> list[ft2.Projection]:
+    return [each for each in ft2.projections(model) if each.critical]
+
+
+def _alone(model: Any) -> None:
+    del model
+
+
+def _paper(model: Any) -> None:
+    for projection in _critical(model):
+        module = model.get_submodule(projection.name)
+        limit = torch.tensor(6e4, dtype=module.weight.dtype, device=module.weight.device)
+
+        def clip(module: nn.Module, args: Any, output: Tensor, limit: Tensor = limit) -> Tensor:
+            return torch.nan_to_num(torch.clamp(output, -limit, limit))
+
+        module.register_forward_hook(clip)
+
+
+def _ft2(model: Any) -> None:
+    ft2.protect(model)
+
+
+class _Keeping(nn.Linear):
+    """A linear layer that keeps what a check at the end of the step needs."""
+
+    outputs: list[Tensor]
+    inputs: list[Tensor]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        parameters: Any = self._parameters
+        output = functional.linear(hidden, parameters["weight"], parameters["bias"])
+        self.outputs.append(output)
+        self.inputs.append(hidden)
+        return output
+
+
+def _checking(model: Any, layers: list[ft2.Projection], check: Callable[..., None]) -> None:
+    outputs: list[Tensor] = []
+    inputs: list[Tensor] = []
+    for projection in layers:
+        module = model.get_submodule(projection.name)
+        module.__class__ = _Keeping
+        module.__dict__ |= {"outputs": outputs, "inputs": inputs}
+    forward = model.forward
+
+    def forward_and_check(*args: Any, **kwargs: Any) -> Any:
+        outputs.clear()
+        inputs.clear()
+        result = forward(*args, **kwargs)
+        if outputs[0].shape[1] == 1:
+            check(outputs, inputs)
+        return result
+
+    model.forward = forward_and_check
+
+
+def _bounds(model: Any) -> None:
+    operations = native.operations()
+    assert operations is not None
+    layers = _critical(model)
+    limits = torch.full((len(layers), 2, 1), 6e4, device=model.device)
+    limits[:, 0] *= -1
+    flags = torch.zeros(1, dtype=torch.uint8, device=model.device)
+    _checking(
+        model,
+        layers,
+        lambda outputs, inputs: operations.check_bounds(outputs, limits, flags),
     )
-    variants: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        "nothing": nullcontext,
-        "a waiting fault": lambda: ft2.inject(model, waiting),
-        "ft2": lambda: ft2.protect(model),
-    }
+
+
+def _checksums(model: Any) -> None:
+    operations = native.operations()
+    assert operations is not None
+    layers = ft2.projections(model)
+    sums = []
+    for projection in layers:
+        module = model.get_submodule(projection.name)
+        bias = torch.zeros(1, device=model.device)
+        if module.bias is not None:
+            bias = module.bias.float().sum().reshape(1)
+        sums.append(torch.cat([module.weight.float().sum(0), bias])[None])
+    flags = torch.zeros(1, dtype=torch.uint8, device=model.device)
+    _checking(
+        model,
+        layers,
+        lambda outputs, inputs: operations.check_products(outputs, inputs, sums, flags),
+    )
+
+
+VARIANTS: dict[str, Callable[[Any], None]] = {
+    "alone": _alone,
+    "paper": _paper,
+    "ft2": _ft2,
+    "bounds": _bounds,
+    "checksums": _checksums,
+}
+
+
+def _generate(model: Any, prompt: Tensor, new_tokens: int, compiled: bool) -> float:
+    settings: dict[str, Any] = {"cache_implementation": "static"} if compiled else {}
+    started = time.perf_counter()
+    model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+        **settings,
+    )
+    if prompt.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _measure(arguments: argparse.Namespace, title: str) -> dict[str, list[float]]:
+    model = _build(SHAPES[title], arguments.device)
+    variants = {name: _twin(model) for name in arguments.variants}
+    for name, twin in variants.items():
+        VARIANTS[name](twin)
+    prompt = torch.randint(5, 500, (arguments.batch, PROMPT), device=arguments.device)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repetition in range(repetitions + 1):
-        for name, attach in variants.items():
-            started = time.perf_counter()
-            with attach():
-                model.generate(
-                    prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=NEW_TOKENS,
-                    min_new_tokens=NEW_TOKENS,
-                    do_sample=False,
-                    pad_token_id=0,
-                )
-                if device == "cuda":
-                    torch.cuda.synchronize()
-            if repetition:
-                seconds[name].append(time.perf_counter() - started)
+    for repetition in range(arguments.warm_up + arguments.repetitions):
+        for name, twin in variants.items():
+            spent = _generate(twin, prompt, arguments.new_tokens, arguments.compiled)
+            if repetition >= arguments.warm_up:
+                seconds[name].append(spent)
     return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=sorted(SHAPES), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compiled", action="store_true", help="static cache, CUDA graphs")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["Llama, 3M parameters"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--new-tokens", type=int, default=60)
     parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--json", help="file for the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    print(native.load(), file=sys.stderr)
     results = {}
-    print(f"{'model':24} {'variant':18} {'seconds':>8} {'ratio':>7}")
-    for title, shape in SHAPES[arguments.device].items():
-        model = _build(shape, arguments.device)
-        seconds = _measure(model, arguments.device, arguments.repetitions)
-        base = statistics.median(seconds["nothing"])
-        for name, each in seconds.items():
-            median = statistics.median(each)
-            print(f"{title:24} {name:18} {median:8.3f} {median / base:7.3f}")
-        results[title] = seconds
-        del model
+    print(f"{'shape':22} {'variant':10} {'seconds':>8} {'over alone':>10} {'paired':>8}")
+    with torch.no_grad():
+        for title in arguments.shapes:
+            seconds = _measure(arguments, title)
+            alone = seconds["alone"]
+            for name, each in seconds.items():
+                over = statistics.median(each) / statistics.median(alone) - 1
+                paired = statistics.median(a / b for a, b in zip(each, alone, strict=True)) - 1
+                print(
+                    f"{title:22} {name:10} {statistics.median(each):8.3f} {over:+10.1%} "
+                    f"{paired:+8.1%}",
+                    flush=True,
+                )
+            results[title] = seconds
+            if arguments.device == "cuda":
+                torch.cuda.empty_cache()
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(results, file)
+            json.dump({"arguments": vars(arguments), "seconds": results}, file)
 
 
 if __name__ == "__main__":

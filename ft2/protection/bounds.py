@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,9 @@ from ft2.protection.arithmetic import (
     restrict_vectors,
     widen,
 )
-from ft2.protection.kernels import learn, restrict
+from ft2.protection.kernels import learn, native_operations, restrict
 
-__all__ = ["Corrections", "RequestBounds", "Where"]
+__all__ = ["Corrections", "Key", "NativeRestriction", "RequestBounds", "Where"]
 
 Key = tuple[str, int]
 
@@ -77,6 +78,28 @@ class Where:
     matrices: int
 
 
+@dataclass(frozen=True, eq=False)
+class NativeRestriction:
+    """What a layer's output is restricted with, ready to be called.
+
+    Attributes
+    ----------
+    restrict:
+        The native operation: takes an output, its bounds and the counters.
+    bounds:
+        (2, requests) for each layer; None where nothing was learned yet.
+    corrected:
+        int64 (requests,).
+    settled:
+        How many layers had bounds when this was made.
+    """
+
+    restrict: Callable[..., None]
+    bounds: list[Tensor | None]
+    corrected: Tensor
+    settled: int
+
+
 class RequestBounds:
     """Per request and per range of a layer's columns: bounds learned on the first token.
 
@@ -102,6 +125,7 @@ class RequestBounds:
         self._learned: dict[Key, Tensor] = {}
         self._widened: dict[Key, Tensor] = {}
         self._cells: dict[Key, VectorBounds] = {}
+        self._native: NativeRestriction | None = None
 
     @property
     def settled(self) -> bool:
@@ -115,6 +139,22 @@ class RequestBounds:
         if len(self._widened) < len(self._learned):
             for table in self._tables.values():
                 self._widened |= table.widened(self.scale)
+
+    def native(self, keys: list[Key]) -> NativeRestriction | None:
+        """Return what restricts the layers of `keys` natively, in their order; None if nothing."""
+        if len(self._tables) != 1 or not self._widened:
+            return None
+        ((device, dtype),) = self._tables
+        operations = native_operations(device, dtype)
+        if operations is None:
+            return None
+        if self._native is None or self._native.settled != len(self._widened):
+            bounds = [self._widened.get(key) for key in keys]
+            corrected = self.corrections.on(device)
+            self._native = NativeRestriction(
+                operations.restrict_, bounds, corrected, len(self._widened)
+            )
+        return self._native
 
     def learned(self, key: Key) -> tuple[Tensor, Tensor] | None:
         """Return the minimum and maximum seen, each (requests,); None if the key never ran."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ft2.native import Operations, load, operations
 from ft2.protection import arithmetic
 
-__all__ = ["learn", "restrict"]
+__all__ = ["learn", "native_operations", "restrict"]
 
 _NATIVE_TYPES = frozenset((torch.float16, torch.bfloat16, torch.float32))
 
@@ -74,10 +74,15 @@ def restrict(output: Tensor, live: Tensor | None, bounds: Tensor, corrected: Ten
     return output
 
 
+def native_operations(device: torch.device, dtype: torch.dtype) -> Operations | None:
+    """Return the native operations if they serve outputs of that kind, else None."""
+    return _native_for(device.type) if dtype in _NATIVE_TYPES else None
+
+
 def _native(output: Tensor) -> Operations | None:
     if torch.compiler.is_compiling() or output.requires_grad:
         return None
-    return _native_for(output.device.type) if output.dtype in _NATIVE_TYPES else None
+    return native_operations(output.device, output.dtype)
 
 
 @functools.cache

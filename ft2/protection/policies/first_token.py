@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from ft2.forward import Call, Clock, Forward, Order, Tap, Vectors, attach, by_row, fit_tokens
 from ft2.layers import Projection, UnsupportedModelError, projections
-from ft2.protection.bounds import Corrections, RequestBounds, Where
+from ft2.protection.bounds import Corrections, Key, NativeRestriction, RequestBounds, Where
 from ft2.protection.policy import Policy
 
 __all__ = ["FirstTokenPolicy"]
@@ -37,6 +39,8 @@ class FirstTokenPolicy(Policy):
         # What the layers of the running forward use. Compiled layers guard on all they read, so
         # nothing here changes with the step.
         self._current: RequestBounds
+        self._native: NativeRestriction | None = None
+        self._keys: list[Key] = []
         self._real: Tensor | None = None
         self._live: Tensor | None = None
 
@@ -79,20 +83,39 @@ class FirstTokenPolicy(Policy):
             self._corrections.append(bounds.corrections)
         if not forward.is_first_token:
             bounds.settle()
+            self._native = bounds.native(self._keys)
         self._left_first_token |= bounds.settled
         self._current = bounds
         self._real = self._live = forward.real
-        if call.ended is not None and call.ended.shape[0] == forward.rows:
+        # A single row that has ended ends the call.
+        if call.ended is not None and call.ended.shape[0] == forward.rows > 1:
             alive = ~call.ended[:, None]
             self._live = alive if self._real is None else self._real & alive
+        if self._live is not None or torch.is_grad_enabled():
+            self._native = None
+
+    def forward_finished(self, forward: Forward, output: Any) -> None:
+        self._native = None
+
+    def call_failed(self, error: Exception) -> None:
+        self._native = None
 
     def _whole(self, projection: Projection, clock: Clock) -> Callable[[Tensor], Tensor]:
         critical = _critical(projection)
 
         if critical == [(0, projection.out_features)]:
             key = (projection.name, 0)
+            index = len(self._keys)
+            self._keys.append(key)
 
             def transform(output: Tensor) -> Tensor:
+                # In eager mode a step is all dispatch, and what stands here runs in every layer.
+                native = self._native
+                if native is not None and not torch.compiler.is_compiling():
+                    bounds = native.bounds[index]
+                    if bounds is not None:
+                        native.restrict(output, bounds, native.corrected)
+                        return output
                 view = by_row(output, clock.forward)
                 protected = self._protect(key, view)
                 return protected if protected.shape == output.shape else protected.view_as(output)
