@@ -1,7 +1,7 @@
 """Protection: policies, bounds, and how a policy is attached to a model."""
 
+from ft2.protection.attachment import Detection, Protection, protect
 from ft2.protection.policies import POLICIES
 from ft2.protection.policy import Policy
-from ft2.protection.attachment import Detection, Protection, protect
 
 __all__ = ["POLICIES", "Detection", "Policy", "Protection", "protect"]
