@@ -45,9 +45,10 @@ def attach(
         else:
             products.setdefault((projection.module, projection.weight), []).append(projection)
     for (path, weight), group in products.items():
-        parameter = model.get_parameter(weight)
+        path_of_owner, _, name = weight.rpartition(".")
+        owner = model.get_submodule(path_of_owner)
         width, size = group[0].out_features, group[0].in_features * group[0].out_features
-        matrices = 0 if group[0].expert is None else parameter.numel() // size
+        matrices = 0 if group[0].expert is None else model.get_parameter(weight).numel() // size
         module = model.get_submodule(path)
-        taps.append(tap_product(module, parameter, width, matrices, order, vectors(group)))
+        taps.append(tap_product(module, owner, name, width, matrices, order, vectors(group)))
     return taps

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ft2.forward.disguise import Disguise
-from ft2.forward.trail import Product, Trail, Vectors, first_numbers
+from ft2.forward.trail import Product, Trail, Vectors
 
 __all__ = ["Order", "Tap", "tap", "tap_product"]
 
@@ -53,11 +53,11 @@ class _TappedModule:
         # Numbers of tokens are bookkeeping that no compiled graph should hold.
         @torch.compiler.disable
         def call_and_follow(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            given = first_numbers(args, kwargs)
-            if given is None:
-                return call(module, *args, **kwargs)
-            with Trail(list(self.products), given):
-                return call(module, *args, **kwargs)
+            trail = Trail(list(self.products), args, kwargs)
+            with trail:
+                output = call(module, *args, **kwargs)
+            trail.finish()
+            return output
 
         def call_and_tap(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self.products:
@@ -83,10 +83,11 @@ class _TappedModule:
         self.transforms = tuple(
             entry.transform for entry in self.taps if isinstance(entry, _OnOutput)
         )
-        by_parameter: dict[int, list[_OnProduct]] = {}
+        by_parameter: dict[tuple[int, str], list[_OnProduct]] = {}
         for entry in self.taps:
             if isinstance(entry, _OnProduct):
-                by_parameter.setdefault(id(entry.product.parameter), []).append(entry)
+                parameter = (id(entry.product.owner), entry.product.name)
+                by_parameter.setdefault(parameter, []).append(entry)
         self.products = tuple(_in_turn(entries) for entries in by_parameter.values())
 
 
@@ -149,20 +150,21 @@ def tap(module: nn.Module, order: Order, transform: Transform) -> Tap:
 
 def tap_product(
     module: nn.Module,
-    parameter: Tensor,
+    owner: nn.Module,
+    parameter: str,
     width: int,
     matrices: int,
     order: Order,
     transform: VectorTransform,
 ) -> Tap:
-    """Let `transform` replace the products with `parameter` that `module` computes inside.
+    """Let `transform` replace the products with a parameter that `module` computes inside.
 
     Parameters
     ----------
     module:
         A module whose first tensor holds one vector for each token of the batch.
-    parameter:
-        A parameter that its forward multiplies with.
+    owner, parameter:
+        The module that holds the parameter, and the parameter's name there.
     width:
         Columns of the product.
     matrices:
@@ -173,5 +175,5 @@ def tap_product(
         Takes the :class:`Vectors` of one product and returns their values, or others of the same
         shape and dtype in their place.
     """
-    product = Product(parameter, width, matrices, transform)
+    product = Product(owner, parameter, width, matrices, transform)
     return Tap(module, _OnProduct(order, transform, product))

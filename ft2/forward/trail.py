@@ -9,15 +9,20 @@ that it holds, so that the vectors of a product can be told apart.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Product", "Trail", "Vectors", "first_numbers"]
+from ft2.forward.tokens import UNKNOWN, leaves_gaps, letters_of_product, moved, tensors_in
+
+__all__ = ["Product", "Trail", "Vectors"]
+
+# Experts that were passed over by so many tokens are computed in a way that is not seen.
+_TOKENS_IN_VAIN = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,26 +51,39 @@ class Vectors:
 Transform = Callable[[Vectors], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Product:
     """A parameter whose products are to be found.
 
     Attributes
     ----------
-    parameter:
-        The parameter, one matrix or several.
+    owner, name:
+        The module that holds the parameter, and its name there: the tensor itself may be exchanged.
     width:
         Columns of its product.
     matrices:
         How many matrices it holds; 0 for one.
     transform:
         Takes the vectors and returns their values, or others in their place.
+    in_vain:
+        How many tokens the module was given without any product, or None once there was one.
     """
 
-    parameter: Tensor
+    owner: nn.Module
+    name: str
     width: int
     matrices: int
     transform: Transform
+    in_vain: int | None = 0
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter as it is now."""
+        parameter: Tensor = getattr(self.owner, self.name)
+        return parameter
+
+    def __str__(self) -> str:
+        return f"{type(self.owner).__name__}.{self.name}, of shape {tuple(self.parameter.shape)}"
 
 
 _MATMULS = frozenset(
@@ -85,53 +103,32 @@ _MATMULS = frozenset(
     ]
 )
 _GROUPED = frozenset(["grouped_mm", "_grouped_mm", "grouped_mm_fallback"])
-_VIEWS = frozenset(
-    [
-        "view",
-        "reshape",
-        "transpose",
-        "permute",
-        "unsqueeze",
-        "squeeze",
-        "flatten",
-        "unflatten",
-        "expand",
-        "split",
-        "chunk",
-        "unbind",
-        "narrow",
-        "select",
-        "movedim",
-        "moveaxis",
-        "swapaxes",
-        "swapdims",
-        "t",
-        "T",
-        "mT",
-        "view_as",
-        "tensor_split",
-    ]
-)
-_LOOKUPS = frozenset(
-    [
-        "__getitem__",
-        "index_select",
-        "repeat",
-        "repeat_interleave",
-        "tile",
-        "cat",
-        "concat",
-        "stack",
-        "roll",
-        "flip",
-    ]
-)
 
 
 @dataclass(frozen=True)
 class _Weight:
+    """Memory that holds a parameter, or what was copied from it.
+
+    Attributes
+    ----------
+    start, stop:
+        Its place in its storage, in bytes.
+    chosen:
+        Which of the parameter's matrices lie there, one after the other.
+    """
+
     product: Product
+    start: int
+    stop: int
     chosen: Tensor | None
+
+    def held(self, used: Tensor) -> Tensor | None:
+        """Return which matrices `used`, a tensor in this memory, consists of."""
+        if self.chosen is None:
+            return None
+        size = self.product.parameter.numel() // self.product.matrices
+        first = (_extent(used)[0] - self.start) // (size * used.element_size())
+        return self.chosen[first : first + max(used.numel() // size, 1)]
 
 
 class Trail(TorchFunctionMode):
@@ -141,20 +138,33 @@ class Trail(TorchFunctionMode):
     ----------
     products:
         The parameters whose products are to be found.
-    given:
-        The first numbers that the module was given: (rows, tokens, ...) or (tokens, columns).
+    args, kwargs:
+        What the module was given.
     """
 
-    def __init__(self, products: list[Product], given: Tensor) -> None:
+    def __init__(self, products: list[Product], args: Any, kwargs: Any) -> None:
         super().__init__()
+        given = _first_numbers(args, kwargs)
+        if given is None:
+            raise RuntimeError(f"ft2 finds no tokens in what was given to compute {products[0]}")
         lead = given.shape[:-1] if given.dim() == 2 else given.shape[:2]
+        self._products = products
         self._count = lead.numel()
         self._tokens: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
-        self._weights = {_address(each.parameter): _Weight(each, None) for each in products}
+        self._weights: dict[int, list[_Weight]] = {}
+        for each in products:
+            parameter = each.parameter
+            chosen = torch.arange(each.matrices, device=parameter.device) if each.matrices else None
+            self._remember(parameter, each, chosen)
+        self._met: set[int] = set()
         self._kept: list[Tensor] = []
+        self._has_gaps = False
         numbers = torch.arange(self._count, device=given.device).reshape(lead)
-        shape = (*lead, *[1] * (given.dim() - len(lead)))
-        self._note(given, numbers.reshape(shape).expand(given.shape))
+        for tensor in tensors_in((args, kwargs)):
+            if tensor.is_floating_point() and tensor.shape[: len(lead)] == lead:
+                shape = (*lead, *[1] * (tensor.dim() - len(lead)))
+                on_device = numbers.to(tensor.device)
+                self._note(tensor, on_device.reshape(shape).expand(tensor.shape))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -164,19 +174,51 @@ class Trail(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             name = func.__self__.__name__
-        tensors = list(_tensors((args, tuple(kwargs.values()))))
-        if not tensors:
-            return out
-        weights = [self._weights[key] for key in map(_address, tensors) if key in self._weights]
-        followed = [each for each in tensors if self._numbers(each) is not None]
-        if weights and not followed:
-            self._derive(name, args, weights[0], out)
-        if not followed:
-            return out
-        self._follow(name, func, args, kwargs, followed, out)
-        if weights and name in _MATMULS and isinstance(out, Tensor):
-            return self._multiplied(name, tensors, weights[0], kwargs, out)
+        tensors = list(tensors_in((args, kwargs)))
+        used = next((each for each in tensors if self._weight(each) is not None), None)
+        is_product = used is not None and name in _MATMULS and isinstance(out, Tensor)
+        if any(self._numbers(each) is not None for each in tensors):
+            self._has_gaps |= leaves_gaps(name)
+            for tensor, numbers in moved(name, func, args, kwargs, out, self._numbers):
+                self._note(tensor, numbers)
+        elif used is not None and not is_product:
+            self._derive(name, args, used, out)
+        if used is not None and is_product:
+            return self._multiplied(name, args, tensors, used, kwargs, out)
         return out
+
+    def finish(self) -> None:
+        """Note that the module has run.
+
+        Raises
+        ------
+        RuntimeError
+            If a product that it should have computed was not seen.
+        """
+        for product in self._products:
+            if id(product) in self._met:
+                product.in_vain = None
+            elif product.in_vain is not None and self._count:
+                product.in_vain += self._count
+                # No token need be routed to experts.
+                if not product.matrices or product.in_vain >= _TOKENS_IN_VAIN:
+                    raise RuntimeError(
+                        f"ft2 saw no product with {product}, although its module ran: the weight "
+                        "is used from a copy, or by a kernel that torch does not announce, so "
+                        "faults and protection would not reach it"
+                    )
+
+    def _remember(self, tensor: Tensor, product: Product, chosen: Tensor | None) -> None:
+        start, stop = _extent(tensor)
+        weight = _Weight(product, start, stop, chosen)
+        self._weights.setdefault(_address(tensor), []).append(weight)
+
+    def _weight(self, tensor: Tensor) -> _Weight | None:
+        known = self._weights.get(_address(tensor))
+        if known is None or not tensor.numel():
+            return None
+        start, stop = _extent(tensor)
+        return next((each for each in known if each.start <= start and stop <= each.stop), None)
 
     def _note(self, tensor: Tensor, tokens: Tensor) -> None:
         self._tokens[id(tensor)] = (weakref.ref(tensor), tokens)
@@ -185,114 +227,81 @@ class Trail(TorchFunctionMode):
         reference, tokens = self._tokens.get(id(tensor), (None, None))
         return tokens if reference is not None and reference() is tensor else None
 
-    def _derive(self, name: str, args: tuple[Any, ...], weight: _Weight, out: Any) -> None:
+    def _derive(self, name: str, args: tuple[Any, ...], used: Tensor, out: Any) -> None:
         """Know weights again that were looked up, cast or copied."""
         if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() < 2:
             return
-        if _address(out) in self._weights:
+        weight = self._weight(used)
+        if weight is None or self._weight(out) is not None:
             return
-        chosen = weight.chosen
+        chosen = weight.held(used)
         if name in ("__getitem__", "index_select"):
             index = args[-1]
             if not isinstance(index, Tensor) or index.is_floating_point():
                 return
-            chosen = index.reshape(-1)
+            chosen = None if chosen is None else chosen[index.reshape(-1)]
         # While it is known by its address, the memory must not be given to another tensor.
         self._kept.append(out)
-        self._weights[_address(out)] = _Weight(weight.product, chosen)
-
-    def _follow(
-        self, name: str, func: Any, args: Any, kwargs: Any, followed: list[Tensor], out: Any
-    ) -> None:
-        outs = [out] if isinstance(out, Tensor) else out
-        if not isinstance(outs, (list, tuple)):
-            return
-        outs = [each for each in outs if isinstance(each, Tensor) and each.is_floating_point()]
-        if not outs or all(self._numbers(each) is not None for each in outs):
-            return
-        numbers = [found for found in map(self._numbers, followed) if found is not None]
-        moved: list[Tensor] | None = None
-        if name in _VIEWS or name in _LOOKUPS:
-            moved = self._moved(name, func, args, kwargs)
-        for position, each in enumerate(outs):
-            candidates = numbers if moved is None or len(moved) != len(outs) else [moved[position]]
-            tokens = next(filter(None.__ne__, (_fit(n, each.shape) for n in candidates)), None)
-            if tokens is not None:
-                self._note(each, tokens)
-
-    def _moved(self, name: str, func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
-        """Move the numbers as the function moves the tensor: run it on them."""
-        is_view = name in _VIEWS or (name == "__getitem__" and not _has_tensor(args[1]))
-
-        def stand_in(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                numbers = self._numbers(value)
-                if numbers is None:
-                    return value
-                return numbers if is_view else _compress(numbers)
-            if isinstance(value, (list, tuple)):
-                return type(value)(stand_in(each) for each in value)
-            return value
-
-        try:
-            moved = func(*stand_in(args), **{key: stand_in(each) for key, each in kwargs.items()})
-        except (RuntimeError, IndexError, TypeError):
-            return None
-        return [moved] if isinstance(moved, Tensor) else list(moved)
+        self._remember(out, weight.product, chosen)
 
     def _multiplied(
-        self, name: str, tensors: list[Tensor], weight: _Weight, kwargs: Any, out: Tensor
+        self,
+        name: str,
+        args: Any,
+        tensors: list[Tensor],
+        used: Tensor,
+        kwargs: Any,
+        out: Tensor,
     ) -> Tensor:
+        weight = self._weight(used)
+        assert weight is not None
         product = weight.product
-        numbers = self._numbers(out)
-        if numbers is None:
+        self._met.add(id(product))
+        if not out.numel():
+            return out
+        known = self._numbers(out)
+        if known is None:
             raise RuntimeError(
-                "ft2 lost sight of the tokens on their way to a product with a parameter of shape "
-                f"{tuple(product.parameter.shape)}"
+                f"ft2 lost sight of the tokens on their way to a product with {product}"
             )
-        column = -1
-        if name not in _GROUPED and name != "linear" and _is_left(tensors, self._weights):
+        numbers, column = known, -1
+        if name == "einsum":
+            found = letters_of_product(args, lambda each: self._weight(each) is not None)
+            column = column if found is None else found
+        elif name not in _GROUPED and name != "linear" and self._weight(tensors[-2]) is not None:
+            # The weight is the left one of the two factors; a bias comes before both.
             column = -2
+        whole = out
         if out.shape[column] != product.width:
-            out, numbers = out.flatten(-2), numbers.flatten(-2)
-            if out.shape[-1] != product.width:
+            whole, numbers = out.flatten(-2), numbers.flatten(-2)
+            if whole.shape[-1] != product.width:
                 raise RuntimeError(
-                    f"ft2 expected {product.width} columns in a product with a parameter of shape "
-                    f"{tuple(product.parameter.shape)}, and found an output of {tuple(out.shape)}"
+                    f"ft2 expected {product.width} columns in a product with {product}, and found "
+                    f"an output of shape {tuple(out.shape)}"
                 )
-        return _transformed(
-            product, weight, name, tensors, kwargs, out, numbers, column, self._count
-        )
-
-
-def _transformed(
-    product: Product,
-    weight: _Weight,
-    name: str,
-    tensors: list[Tensor],
-    kwargs: Any,
-    out: Tensor,
-    numbers: Tensor,
-    column: int,
-    count: int,
-) -> Tensor:
-    by_vector = out.movedim(column, -1)
-    tokens = numbers.select(column, 0).reshape(-1)
-    values = by_vector.reshape(-1, product.width)
-    experts = None
-    if product.matrices:
-        experts = _experts(product, weight, name, tensors, kwargs, out)
-        experts = experts.expand(out.shape).select(column, 0).reshape(-1)
-    changed = product.transform(Vectors(values, tokens, experts, count))
-    if changed is values and values.data_ptr() == out.data_ptr():
-        return out
-    return changed.reshape(by_vector.shape).movedim(-1, column)
+            column = -1
+        by_vector = whole.movedim(column, -1)
+        tokens = numbers.select(column, 0).reshape(-1)
+        if self._has_gaps and bool((tokens == UNKNOWN).any()):
+            raise RuntimeError(f"ft2 cannot tell whose all vectors of a product with {product} are")
+        values = by_vector.reshape(-1, product.width)
+        experts = None
+        if product.matrices:
+            experts = _experts(weight, used, name, tensors, kwargs, whole)
+            experts = experts.expand(whole.shape).select(column, 0).reshape(-1)
+        changed = product.transform(Vectors(values, tokens, experts, self._count))
+        if changed is values and values.data_ptr() == out.data_ptr():
+            return out
+        changed = changed.reshape(by_vector.shape).movedim(-1, column).reshape(out.shape)
+        self._note(changed, known)
+        return changed
 
 
 def _experts(
-    product: Product, weight: _Weight, name: str, tensors: list[Tensor], kwargs: Any, out: Tensor
+    weight: _Weight, used: Tensor, name: str, tensors: list[Tensor], kwargs: Any, out: Tensor
 ) -> Tensor:
     """Number the matrices behind an output, in a shape that broadcasts to it."""
+    product = weight.product
     if name in _GROUPED:
         offsets = kwargs.get("offs")
         if offsets is None:
@@ -302,70 +311,34 @@ def _experts(
         return torch.searchsorted(offsets, rows, right=True).clamp(max=product.matrices - 1)[
             :, None
         ]
-    if weight.chosen is not None:
-        return weight.chosen.reshape(-1, *[1] * (out.dim() - 1))
-    used = next(each for each in tensors if _address(each) == _address(product.parameter))
+    held = weight.held(used)
+    assert held is not None
+    if len(held) == 1:
+        return held.reshape((1,) * out.dim())
     size = product.parameter.numel() // product.matrices
-    if used.numel() == size:
-        expert = (used.storage_offset() - product.parameter.storage_offset()) // size
-        return torch.full((1,) * out.dim(), expert, device=out.device)
-    dim = next(
-        dim
-        for dim in range(used.dim())
-        if used.shape[dim] == product.matrices and used.stride(dim) == size
-    )
-    numbers = torch.arange(product.matrices, device=out.device)
-    return numbers.reshape(-1, *[1] * (used.dim() - dim - 1))
-
-
-def _is_left(tensors: list[Tensor], weights: dict[int, _Weight]) -> bool:
-    """Whether the weight is the left one of the two factors; a bias comes before both."""
-    left = tensors[-2]
-    return _address(left) in weights
-
-
-def _compress(numbers: Tensor) -> Tensor:
-    """Return the numbers with size 1 wherever they do not depend on a dimension."""
-    for dim, (size, stride) in enumerate(zip(numbers.shape, numbers.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            numbers = numbers.narrow(dim, 0, 1)
-    return numbers
-
-
-def _fit(numbers: Tensor, shape: torch.Size) -> Tensor | None:
-    """Broadcast numbers to a tensor's shape, or find the dimensions of their tokens in it."""
-    if numbers.shape == shape:
-        return numbers
-    small = _compress(numbers)
-    if small.dim() == len(shape):
-        if all(a in (1, b) for a, b in zip(small.shape, shape, strict=True)):
-            return small.expand(shape)
-        return None
-    lead = list(small.shape)
-    while lead and lead[-1] == 1:
-        lead.pop()
-    if tuple(lead) != tuple(shape[: len(lead)]):
-        return None
-    return small.reshape(*lead, *[1] * (len(shape) - len(lead))).expand(shape)
+    for dim in range(used.dim()):
+        if used.shape[dim] == len(held) and used.stride(dim) == size:
+            return held.reshape(-1, *[1] * (used.dim() - dim - 1))
+    raise RuntimeError(f"ft2 cannot tell the experts apart in a product with {product}")
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        # Some kinds of tensors (quantised ones, say) hold their numbers in others.
+        return 0
 
 
-def _has_tensor(index: Any) -> bool:
-    return any(True for _ in _tensors(index)) or isinstance(index, list)
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The place of a tensor in its storage, in bytes."""
+    span = 1 + sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    start = int(tensor.storage_offset())
+    return start * tensor.element_size(), (start + int(span)) * tensor.element_size()
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _tensors(each)
-
-
-def first_numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+def _first_numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the first floating-point tensor that a module is given."""
-    given = _tensors((args, tuple(kwargs.values())))
-    return next((each for each in given if each.is_floating_point()), None)
+    return next((each for each in tensors_in((args, kwargs)) if each.is_floating_point()), None)
