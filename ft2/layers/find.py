@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from ft2.layers.criticality import columns_of, reason_of
@@ -59,7 +60,9 @@ def projections(model: nn.Module) -> list[Projection]:
     structure = _structure(model)
     known = _KNOWN.get(model)
     if known is None or known[0] != structure:
-        known = _KNOWN[model] = (structure, tuple(_find(model)))
+        # What the caller is in (inference mode, another device) would change what is seen.
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            known = _KNOWN[model] = (structure, tuple(_find(model)))
     return list(known[1])
 
 
@@ -67,9 +70,9 @@ _KNOWN: WeakKeyDictionary[nn.Module, tuple[int, tuple[Projection, ...]]] = WeakK
 
 
 def _structure(model: nn.Module) -> int:
-    """A number that changes when modules are exchanged, wrapped or resized."""
+    """A number that changes when modules are exchanged, wrapped, resized or given a forward."""
     parts = [
-        (name, type(module).__module__, type(module).__qualname__)
+        (name, type(module).__module__, type(module).__qualname__, id(vars(module).get("forward")))
         for name, module in model.named_modules()
     ]
     shapes = [(name, parameter.shape) for name, parameter in model.named_parameters()]

@@ -12,8 +12,8 @@ __all__ = ["unwrap"]
 def unwrap(model: Any) -> nn.Module:
     """Return the module that holds the layers of `model`.
 
-    ``torch.compile`` wraps a module in another one; the layers, and whatever reaches them, belong
-    to the module inside.
+    ``torch.compile`` and adapters (PEFT's) wrap a module in another one; the layers, and whatever
+    reaches them, belong to the module inside.
 
     Raises
     ------
@@ -27,4 +27,7 @@ def unwrap(model: Any) -> nn.Module:
             f"{type(model).__module__}.{type(model).__qualname__}{hint}"
         )
     inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    if inner is None and callable(get_base_model):
+        inner = get_base_model()
+    return unwrap(inner) if isinstance(inner, nn.Module) and inner is not model else model

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ def replicate(model: nn.Module) -> nn.Module:
     replica = copy.deepcopy(model, memo)
     for module in list(replica.modules()):
         _forget_hooks(module)
+        if isinstance(vars(module).get("forward"), FunctionType):
+            module.forward = _rebound(vars(module)["forward"], memo)
         for name, child in module.named_children():
             if is_opaque_linear(child):
                 setattr(module, name, _plain_linear(child))
@@ -78,6 +82,29 @@ def _forget_hooks(module: nn.Module) -> None:
         vars(module).pop("forward", None)
         if original is not None and getattr(original, "__func__", None) is not type(module).forward:
             module.forward = original
+
+
+def _rebound(value: Any, memo: dict[int, Any]) -> Any:
+    """A function that was set as a forward, speaking of the copies of the modules it speaks of."""
+    if isinstance(value, nn.Module):
+        return memo.get(id(value), value)
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, _rebound(value.__self__, memo))
+    if not isinstance(value, FunctionType):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    cells = tuple(CellType() for _ in value.__closure__ or ())
+    rebound = FunctionType(value.__code__, value.__globals__, value.__name__, None, cells or None)
+    # A function can speak of itself.
+    memo[id(value)] = rebound
+    for cell, original in zip(cells, value.__closure__ or (), strict=True):
+        with suppress(ValueError):
+            cell.cell_contents = _rebound(original.cell_contents, memo)
+    rebound.__defaults__ = tuple(_rebound(each, memo) for each in value.__defaults__ or ())
+    named = value.__kwdefaults__ or {}
+    rebound.__kwdefaults__ = {name: _rebound(each, memo) for name, each in named.items()}
+    return rebound
 
 
 def _plain_linear(module: Any) -> nn.Linear:

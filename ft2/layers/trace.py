@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules import module as _module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -108,13 +110,34 @@ def trace(model: nn.Module, rows: int, tokens: int) -> list[Product]:
     device = next((each.device for each in model.parameters()), torch.device("meta"))
     tokens_in = torch.ones((rows, tokens), dtype=torch.int64, device=device)
     tracer = _Tracer(model, rows, tokens)
-    with torch.no_grad(), _eager(), _Indices(), tracer, tracer.watching():
+    with (
+        torch.no_grad(),
+        _without_global_hooks(),
+        _eager(),
+        _Functions(tracer),
+        tracer,
+        tracer.watching(),
+    ):
         if "input_ids" in inspect.signature(model.forward).parameters:
             output = model(input_ids=tokens_in)
         else:
             output = model(tokens_in)
     tracer.returned(output)
     return tracer.products
+
+
+@contextmanager
+def _without_global_hooks() -> Iterator[None]:
+    """Keep hooks on all modules, which the user may count calls with, from being called."""
+    hooks = [_module._global_forward_hooks, _module._global_forward_pre_hooks]
+    kept = [dict(each) for each in hooks]
+    for each in hooks:
+        each.clear()
+    try:
+        yield
+    finally:
+        for each, before in zip(hooks, kept, strict=True):
+            each.update(before)
 
 
 def _eager() -> AbstractContextManager[Any]:
@@ -128,10 +151,12 @@ class _Tracer(TorchDispatchMode):
     def __init__(self, model: nn.Module, rows: int, tokens: int) -> None:
         super().__init__()
         self.products: list[Product] = []
+        # A parameter that stands for queries makes attention no linear layer.
+        self.in_attention = False
         self._model = model
         self._batch = (rows, tokens)
         self._known = Provenance()
-        self._by_weights: dict[frozenset[str], Product] = {}
+        self._by_name: dict[tuple[str, int], Product] = {}
         self._running: list[_Running] = [_Running("", None)]
         self._parameters: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -181,7 +206,7 @@ class _Tracer(TorchDispatchMode):
             name = name.removesuffix("_")
         origin = self._origin(name, inputs)
         operation = Operation(name, args, kwargs, outs[0], self._known, self._ended)
-        if name in _LINEARS and self._is_linear(name, inputs):
+        if name in _LINEARS and not self.in_attention and self._is_linear(name, inputs):
             streams = self._linear(operation, inputs)
             origin = Origin.DATA
         else:
@@ -250,9 +275,10 @@ class _Tracer(TorchDispatchMode):
         self, op: Operation, names: frozenset[str], hidden: Tensor, is_right: bool
     ) -> Product:
         width = op.out.shape[-1 if is_right or op.name == "linear" else -2]
-        product = self._by_weights.get(names)
-        if product is None or product.width != width:
-            name = self._name(names)
+        # A tied weight is another layer in each module that holds it.
+        name = self._name(names)
+        product = self._by_name.get((name, width))
+        if product is None:
             product = Product(
                 number=len(self.products),
                 weight=name,
@@ -262,7 +288,7 @@ class _Tracer(TorchDispatchMode):
                 in_features=hidden.shape[-1 if is_right else -2],
             )
             product.experts = _matrices(self._parameters[name], product)
-            self._by_weights[names] = product
+            self._by_name[name, width] = product
             self.products.append(product)
         return product
 
@@ -323,15 +349,25 @@ class _Tracer(TorchDispatchMode):
                     product.is_output = True
 
 
-class _Indices(TorchFunctionMode):
-    """Keeps the numbers of lists that are used as indices."""
+class _Functions(TorchFunctionMode):
+    """Keeps the numbers of lists that are used as indices, and knows when attention is computed."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is Tensor.__getitem__:
             args = (args[0], constants_in_index(args[1]))
-        return func(*args, **(kwargs or {}))
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self._tracer.in_attention = True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._tracer.in_attention = False
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,21 @@ def test_a_compiled_model_has_the_projections_of_the_model_inside() -> None:
     assert unwrap(compiled) is model
 
 
+def test_a_model_with_adapters_is_the_model_inside() -> None:
+    model = tiny_model("llama")
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_model = model
+
+        def get_base_model(self) -> nn.Module:
+            return self.base_model
+
+    assert unwrap(Adapted()) is model
+    assert projections(Adapted()) == projections(model)
+
+
 def test_listing_leaves_the_model_as_it_was() -> None:
     model = tiny_model("llama")
     before = dict(vars(model))
