@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules import module as _module
 
 from ft2.forward.disguise import Disguise
 from ft2.forward.trail import Product, Trail, Vectors
@@ -49,6 +51,7 @@ class _TappedModule:
         self.transforms: tuple[Transform, ...] = ()
         self.products: tuple[Product, ...] = ()
         call = type(module).__call__
+        is_plain = type(module) is nn.Linear
 
         # Numbers of tokens are bookkeeping that no compiled graph should hold.
         @torch.compiler.disable
@@ -59,9 +62,13 @@ class _TappedModule:
             trail.finish()
             return output
 
-        def call_and_tap(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def call_and_tap(module: Any, *args: Any, **kwargs: Any) -> Any:
             if self.products:
                 output = call_and_follow(module, args, kwargs)
+            elif is_plain and len(args) == 1 and not kwargs and _runs_plainly(module.__dict__):
+                # What a linear layer's call comes to, without the ways of a module's call.
+                parameters = module.__dict__["_parameters"]
+                output = functional.linear(args[0], parameters["weight"], parameters["bias"])
             else:
                 output = call(module, *args, **kwargs)
             for transform in self.transforms:
@@ -89,6 +96,22 @@ class _TappedModule:
                 parameter = (id(entry.product.owner), entry.product.name)
                 by_parameter.setdefault(parameter, []).append(entry)
         self.products = tuple(_in_turn(entries) for entries in by_parameter.values())
+
+
+def _runs_plainly(own: dict[str, Any]) -> bool:
+    """Whether calling the linear layer whose attributes these are is its product and no more."""
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or "_compiled_call_impl" in own
+        or "weight" not in own["_parameters"]
+        or torch.compiler.is_compiling()
+        or _module._has_any_global_hook()
+        or torch._C._get_tracing_state()
+    )
 
 
 def _in_turn(entries: list[_OnProduct]) -> Product:
