@@ -274,16 +274,18 @@ class VectorBounds:
 
     def protect(self, values: Tensor, where: Where, corrected: Tensor) -> Tensor:
         """Return what goes on in place of `values`, (vectors, columns)."""
+        # Some experts are given nothing, rather than left out: that tells nothing of their range.
+        speaks = (values.detach() != 0).any(1)
+        seen = speaks if where.real is None else speaks & where.real
         if self._widened is None:
             clean = clean_vectors(values, where.real, where.request, corrected)
-            record_vectors(values, where.real, where.cell, self._low, self._high)
+            record_vectors(values, seen, where.cell, self._low, self._high)
             return clean
-        below, above, unknown = self._widened
-        limits = below[where.cell], above[where.cell]
-        restricted = restrict_vectors(values, where.live, *limits, where.request, corrected)
-        is_new = unknown[where.cell]
-        counted = is_new if where.real is None else is_new & where.real
-        record_vectors(values, counted, where.cell, self._low, self._high)
+        below, above, unknown = (each[where.cell] for each in self._widened)
+        below = torch.where(speaks, below, below.clamp(max=0))
+        above = torch.where(speaks, above, above.clamp(min=0))
+        restricted = restrict_vectors(values, where.live, below, above, where.request, corrected)
+        record_vectors(values, unknown & seen, where.cell, self._low, self._high)
         return restricted
 
 

@@ -114,7 +114,8 @@ class FirstTokenPolicy(Policy):
                 if native is not None and not torch.compiler.is_compiling():
                     bounds = native.bounds[index]
                     if bounds is not None:
-                        native.restrict(output, bounds, native.corrected)
+                        values = output if output.dim() < 4 else by_row(output, clock.forward)
+                        native.restrict(values, bounds, native.corrected)
                         return output
                 view = by_row(output, clock.forward)
                 protected = self._protect(key, view)
@@ -122,29 +123,31 @@ class FirstTokenPolicy(Policy):
 
             return transform
 
+        ranges = _Ranges(critical)
+        key = (projection.name, critical[0][0])
+
         def transform_ranges(output: Tensor) -> Tensor:
             view = by_row(output, clock.forward)
-            changed = view
-            for start, stop in critical:
-                part = view[..., start:stop]
-                protected = self._protect((projection.name, start), part)
-                if protected is part:
-                    continue
-                if changed is view:
-                    changed = view.clone()
-                changed[..., start:stop] = protected
-            return changed.view(output.shape)
+            part = ranges.take(view)
+            protected = self._protect(key, part)
+            return ranges.put(view, part, protected).view(output.shape)
 
         return transform_ranges
 
     def _vectors(self, group: list[Projection], clock: Clock) -> Callable[[Vectors], Tensor]:
         """Experts of one parameter, each with bounds of its own."""
         critical = _critical(group[0])
-        name = str(group[0].weight)
+        ranges = _Ranges(critical)
+        key = (str(group[0].weight), critical[0][0])
         matrices = max((each.expert or 0 for each in group), default=0) + 1
 
         def transform(vectors: Vectors) -> Tensor:
             rows = clock.forward.rows
+            if vectors.count % rows:
+                raise RuntimeError(
+                    f"ft2 cannot tell the rows of {vectors.count} tokens in {key[0]}, in a forward "
+                    f"over {rows} rows"
+                )
             tokens = vectors.count // rows
             row = vectors.tokens // tokens
             request = row // (self._current.rows // self._current.requests)
@@ -156,13 +159,10 @@ class FirstTokenPolicy(Policy):
             )
             where = Where(cell, request, real, live, matrices)
             if critical == [(0, vectors.values.shape[1])]:
-                return self._current.protect_vectors((name, 0), vectors.values, where)
-            protected = vectors.values.clone()
-            for start, stop in critical:
-                protected[:, start:stop] = self._current.protect_vectors(
-                    (name, start), vectors.values[:, start:stop], where
-                )
-            return protected
+                return self._current.protect_vectors(key, vectors.values, where)
+            part = ranges.take(vectors.values)
+            protected = self._current.protect_vectors(key, part, where)
+            return ranges.put(vectors.values, part, protected)
 
         return transform
 
@@ -171,6 +171,41 @@ class FirstTokenPolicy(Policy):
         if real is not None or live is not None:
             real, live = _of_layer(real, view), _of_layer(live, view)
         return self._current.protect(key, view, real, live)
+
+
+class _Ranges:
+    """The critical columns of a fused layer.
+
+    They share bounds, as the columns of one layer do: how a model lays them out does not matter.
+    """
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        self._first = ranges[0]
+        self._is_one = len(ranges) == 1
+        self._columns = [column for start, stop in ranges for column in range(start, stop)]
+        self._indices: dict[torch.device, Tensor] = {}
+
+    def take(self, values: Tensor) -> Tensor:
+        """Return these columns of `values`, (..., columns)."""
+        if self._is_one:
+            return values[..., slice(*self._first)]
+        return values.index_select(-1, self._index(values.device))
+
+    def put(self, values: Tensor, part: Tensor, protected: Tensor) -> Tensor:
+        """Return `values` with `protected` in place of `part`, which was taken from it."""
+        if not self._is_one:
+            return values.index_copy(-1, self._index(values.device), protected)
+        if protected is part:
+            return values
+        changed = values.clone()
+        changed[..., slice(*self._first)] = protected
+        return changed
+
+    def _index(self, device: torch.device) -> Tensor:
+        if device not in self._indices:
+            with torch.inference_mode(False):
+                self._indices[device] = torch.tensor(self._columns, device=device)
+        return self._indices[device]
 
 
 def _critical(projection: Projection) -> list[tuple[int, int]]:
