@@ -35,8 +35,18 @@ def reason_of(product: Product) -> str:
     clear = [fate for fate in product.fates if fate.end in (LINEAR, OUTPUT)]
     if clear:
         reasons[_clear(clear)] = None
-    for fate, columns in product.fates.items():
-        if fate.end not in (LINEAR, OUTPUT) and bool((columns & ~exposed).any()):
+    ended = {
+        fate: columns & ~exposed
+        for fate, columns in product.fates.items()
+        if fate.end not in (LINEAR, OUTPUT)
+    }
+    going_on = [columns for fate, columns in ended.items() if fate.end != CHOICE]
+    for fate, columns in ended.items():
+        # What also goes elsewhere does not only choose.
+        if fate.end == CHOICE:
+            for others in going_on:
+                columns = columns & ~others
+        if bool(columns.any()):
             reasons[_ended(fate)] = None
     if not bool(_followed(product).all()):
         reasons["what becomes of it could not be followed, so it is protected"] = None
@@ -70,7 +80,7 @@ def _ended(fate: Fate) -> str:
 
 def _short(weight: str) -> str:
     parts = [part for part in weight.split(".") if part not in ("weight", "base_layer")]
-    return parts[-1] if parts else weight
+    return next((part for part in reversed(parts) if not part.isdigit()), weight)
 
 
 def _listed(words: Iterable[str]) -> str:

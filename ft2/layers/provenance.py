@@ -156,6 +156,9 @@ class Provenance:
 
     def add(self, tensor: Tensor, streams: Iterable[Stream]) -> None:
         """Let the elements of `tensor` hold `streams` too, whose labels are in its shape."""
+        # An empty view has no elements of the storage that it shares.
+        if tensor.numel() == 0:
+            return
         self.hold(tensor)
         held = self._storages[_address(tensor)].streams
         for stream in streams:

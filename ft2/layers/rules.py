@@ -5,7 +5,7 @@ between it and the next linear layer. Where it leaves doubt, this is how it is r
 
 - A softmax ends a path, and so does every elementwise activation (``silu``, ``gelu``, ``sigmoid``,
   ``exp``, ...), be it called by its name or written out: the product of a value with its own
-  activation is that activation.
+  activation is that activation. So does each activation module of torch and of transformers.
 - A *scaling operation* is the constant factor on attention scores, which the softmax follows: it
   ends at the softmax. A constant factor elsewhere (residual and embedding multipliers) ends
   nothing: it shrinks a fault and the values beside it alike.
@@ -28,12 +28,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ft2.layers.answers import known_numbers, tensors_in
 from ft2.layers.provenance import NOTHING, Origin, Provenance, Stream
 
-__all__ = ["ACTIVATIONS", "CHOICE", "NORM", "SOFTMAX", "Operation", "rule_of"]
+__all__ = ["ACTIVATIONS", "CHOICE", "NORM", "SOFTMAX", "Operation", "is_activation", "rule_of"]
 
 SOFTMAX = "softmax"
 NORM = "norm"
@@ -187,6 +187,13 @@ class Operation:
     def is_data(self, value: Any) -> bool:
         """Whether `value` is a tensor that depends on the model's input."""
         return isinstance(value, Tensor) and self.known.origin(value) is Origin.DATA
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether the module is an activation of torch's or of transformers', whatever it computes."""
+    home = type(module).__module__
+    is_of_torch = home == nn.SiLU.__module__ and not isinstance(module, nn.MultiheadAttention)
+    return is_of_torch or home == "transformers.activations"
 
 
 Rule = Callable[[Operation], Iterator[Stream]]
@@ -470,7 +477,7 @@ def _sorted(op: Operation) -> Iterator[Stream]:
 def _choice(op: Operation) -> Iterator[Stream]:
     for tensor in op.tensors:
         for stream in op.known.read(tensor):
-            if stream.ended is None:
+            if stream.ended in (None, NORM):
                 op.end(stream, CHOICE)
     yield from ()
 

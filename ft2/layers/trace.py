@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from ft2.layers.answers import answer, constants_in_index, on_meta, tensors_in
 from ft2.layers.provenance import NOTHING, Origin, Provenance, Stream
-from ft2.layers.rules import Operation, rule_of
+from ft2.layers.rules import Operation, is_activation, rule_of
 
 __all__ = ["LINEAR", "OUTPUT", "Fate", "Product", "trace"]
 
@@ -112,6 +112,7 @@ def trace(model: nn.Module, rows: int, tokens: int) -> list[Product]:
     tracer = _Tracer(model, rows, tokens)
     with (
         torch.no_grad(),
+        _one_thread(),
         _without_global_hooks(),
         _eager(),
         _Functions(tracer),
@@ -124,6 +125,17 @@ def trace(model: nn.Module, rows: int, tokens: int) -> list[Product]:
             output = model(tokens_in)
     tracer.returned(output)
     return tracer.products
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads only wait for each other on tensors of labels, for seconds on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -181,8 +193,9 @@ class _Tracer(TorchDispatchMode):
         return _Watch(self._model, self._running, self._left)
 
     def returned(self, output: Any) -> None:
-        """Note that `output` leaves the model."""
-        for tensor in tensors_in(output):
+        """Note that `output` leaves the model: its logits, where it holds states beside them."""
+        logits = getattr(output, "logits", None)
+        for tensor in tensors_in(output if logits is None else logits):
             for stream in self._known.read(tensor):
                 if stream.ended is None:
                     self._end(stream, Fate(OUTPUT, "", stream.via))
@@ -328,25 +341,40 @@ class _Tracer(TorchDispatchMode):
             stream for stream in streams if not bool(self.products[stream.source].exposed.all())
         ]
 
-    def _left(self, module: str, output: Any) -> None:
+    def _left(self, name: str, module: nn.Module, output: Any) -> None:
         if not isinstance(output, Tensor):
             return
+        # Hooks run while operations are followed; looking at labels is not one of them.
+        with _disable_current_modes():
+            if is_activation(module):
+                self._activated(type(module).__name__, output)
+            else:
+                self._returned_by(name, output)
+
+    def _activated(self, name: str, output: Tensor) -> None:
+        """An activation that is written out ends paths as one that torch knows does."""
+        streams = self._known.read(output)
+        self._known.erase(output)
+        for stream in streams:
+            if stream.ended is None:
+                self._ended(stream, name)
+        self._known.add(output, [replace(each, ended=each.ended or name) for each in streams])
+
+    def _returned_by(self, module: str, output: Tensor) -> None:
         rows, tokens = self._batch
         is_by_row = output.dim() > 2 and output.shape[0] == rows
         is_flat = output.dim() == 2 and output.shape[0] == rows * tokens
-        # Hooks run while operations are followed; looking at labels is not one of them.
-        with _disable_current_modes():
-            for stream in self._known.read(output) if is_by_row or is_flat else ():
-                product = self.products[stream.source]
-                if (
-                    product.module == module
-                    and not product.experts
-                    and not stream.via
-                    and stream.labels is not None
-                    and output.shape[-1] == product.width
-                    and bool((stream.labels != NOTHING).all())
-                ):
-                    product.is_output = True
+        for stream in self._known.read(output) if is_by_row or is_flat else ():
+            product = self.products[stream.source]
+            if (
+                product.module == module
+                and not product.experts
+                and not stream.via
+                and stream.labels is not None
+                and output.shape[-1] == product.width
+                and bool((stream.labels != NOTHING).all())
+            ):
+                product.is_output = True
 
 
 class _Functions(TorchFunctionMode):
@@ -382,7 +410,7 @@ class _Watch:
     """Knows which modules run, by hooks that it takes away again."""
 
     def __init__(
-        self, model: nn.Module, running: list[_Running], left: Callable[[str, Any], None]
+        self, model: nn.Module, running: list[_Running], left: Callable[[str, nn.Module, Any], None]
     ) -> None:
         self._model = model
         self._running = running
@@ -410,7 +438,7 @@ class _Watch:
     def _leaving(self, name: str) -> Callable[..., None]:
         def leaving(module: nn.Module, args: Any, output: Any) -> None:
             self._running.pop()
-            self._left(name, output)
+            self._left(name, module, output)
 
         return leaving
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache, StaticCache
 import ft2
 from tests.protection.watch import generate, learned, prompts, watching
 from tests.tiny_models import ARCHITECTURES, tiny_model
+from tests.zoo.configs import small_model
 
 UP = "model.layers.0.mlp.up_proj"
 HUGE = 1e30
@@ -391,3 +392,23 @@ def test_bounds_of_finished_calls_are_let_go() -> None:
             generate(model, prompts(1, seed=seed), max_new_tokens=2)
         assert len(protection._policy._bounds) <= 1  # type: ignore[attr-defined]
         assert len(protection.counts) == 5
+
+
+def test_columns_that_alternate_one_by_one_have_bounds_in_common() -> None:
+    model = small_model("gpt_oss", seed=1)
+    gate_up = next(each for each in ft2.projections(model) if each.kind == "gate_up_proj")
+    assert [critical for _, _, critical in gate_up.columns[:4]] == [False, True, False, True]
+    ids = torch.randint(4, 60, (1, 24), generator=torch.Generator().manual_seed(1))
+    with ft2.protect(model) as protection:
+        generate(model, ids, max_new_tokens=4)
+    keys = [key for key in protection._policy._current._cells if key[0] == gate_up.weight]  # type: ignore[attr-defined]
+    assert keys == [(gate_up.weight, 1)]
+
+
+def test_an_output_of_four_dimensions_is_restricted_by_its_rows() -> None:
+    model = small_model("prophetnet")
+    ids = torch.randint(4, 60, (1, 12), generator=torch.Generator().manual_seed(0))
+    expected = generate(model, ids, max_new_tokens=4)
+    with ft2.protect(model, scale=8.0) as protection:
+        assert torch.equal(generate(model, ids, max_new_tokens=4), expected)
+    assert protection.left_first_token
