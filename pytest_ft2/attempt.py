@@ -94,17 +94,17 @@ def attempt(
     started = time.perf_counter()
     try:
         with _own_warnings(item):
-            with Deadline(seconds) as deadline:
+            with Deadline(seconds, item.config) as deadline:
                 _phase(item, "setup", result, run=run, model_fixture=model_fixture)
                 if not result.failed and result.skipped is None and result.xfailed is None:
                     result.call_ran = True
                     _phase(item, "call", result)
             # What a teardown asks of the model is no part of the answer.
             run.detach()
-            with Deadline(seconds) as closing:
+            with Deadline(seconds, item.config) as closing:
                 _phase(item, "teardown", result, nextitem=neighbour)
         if closing.expired:
-            with Deadline(seconds):
+            with Deadline(seconds, item.config):
                 _finish_fixtures(item)
         result.timed_out = deadline.expired or closing.expired
     finally:

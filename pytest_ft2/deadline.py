@@ -10,6 +10,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+import pytest
+
 __all__ = ["Deadline", "TrialTimeout", "keep_stderr", "release_stderr"]
 
 # A trial that does not come back to the interpreter is given this long after its time.
@@ -43,6 +45,8 @@ class Deadline:
     ----------
     seconds:
         None: no deadline.
+    config:
+        Of the session; it tells whether this process is one of pytest-xdist's workers.
 
     Attributes
     ----------
@@ -50,8 +54,9 @@ class Deadline:
         Whether the time was up.
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, config: pytest.Config) -> None:
         self._seconds = seconds
+        self._is_worker = hasattr(config, "workerinput")
         self.expired = False
         self._started = 0.0
         self._handler: Any = None
@@ -98,7 +103,7 @@ class Deadline:
         owner, leave = os.getpid(), self._exit
 
         def leave_with_failure(status: int) -> NoReturn:
-            if os.getpid() == owner and "PYTEST_XDIST_WORKER" not in os.environ:
+            if os.getpid() == owner and not self._is_worker:
                 sentence = (
                     "\nft2: a trial ended the process with os._exit, so there is no verdict; run "
                     "with -n 1 (pytest-xdist) to have it counted as a DUE\n"

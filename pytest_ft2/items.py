@@ -79,7 +79,7 @@ def tear_down(item: ChunkItem | GateItem, nextitem: pytest.Item | None) -> str |
     """Tear down what the next item does not need; return how a fixture failed at that, or None."""
     limit = golden_timeout(item.campaign.sets[0])
     try:
-        with Deadline(limit) as deadline:
+        with Deadline(limit, item.config) as deadline:
             item.session._setupstate.teardown_exact(nextitem)
     except pytest.exit.Exception:
         raise

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ft2.layers.projection import role_of
 from ft2.layers.rules import CHOICE, SOFTMAX
 from ft2.layers.trace import LINEAR, OUTPUT, Fate, Product
 
@@ -61,7 +62,7 @@ def _followed(product: Product) -> Tensor:
 
 
 def _clear(fates: list[Fate]) -> str:
-    names = list(dict.fromkeys(_short(fate.at) for fate in fates if fate.end == LINEAR))
+    names = list(dict.fromkeys(role_of(fate.at) for fate in fates if fate.end == LINEAR))
     targets = _listed(names) if names else "the model's output"
     via = list(dict.fromkeys(word for fate in fates for word in fate.via))
     through = f" through {_listed(via)}" if via else ""
@@ -76,11 +77,6 @@ def _ended(fate: Fate) -> str:
     if fate.end == CHOICE:
         return "only decides which tokens or experts are chosen"
     return f"goes through {fate.end}"
-
-
-def _short(weight: str) -> str:
-    parts = [part for part in weight.split(".") if part not in ("weight", "base_layer")]
-    return next((part for part in reversed(parts) if not part.isdigit()), weight)
 
 
 def _listed(words: Iterable[str]) -> str:

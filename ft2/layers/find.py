@@ -13,7 +13,7 @@ from torch import nn
 
 from ft2.layers.criticality import columns_of, reason_of
 from ft2.layers.model import unwrap
-from ft2.layers.projection import Projection
+from ft2.layers.projection import Projection, role_of
 from ft2.layers.replica import replicate
 from ft2.layers.trace import Product, trace
 
@@ -22,8 +22,6 @@ __all__ = ["UnsupportedModelError", "projections"]
 _ROWS, _TOKENS = 2, 3
 # Some layers look at windows of tokens only, and compute nothing for a short text.
 _MANY_TOKENS = 300
-
-_WRAPPERS = frozenset(("weight", "base_layer"))
 
 
 class UnsupportedModelError(ValueError):
@@ -151,7 +149,7 @@ def _projections_of(product: Product) -> Iterator[Projection]:
     name = product.module if product.is_output else path
     whole = Projection(
         name=name,
-        kind=_kind(name),
+        kind=role_of(name),
         critical=any(critical for _, _, critical in columns),
         columns=columns,
         reason=reason_of(product),
@@ -164,11 +162,6 @@ def _projections_of(product: Product) -> Iterator[Projection]:
         yield whole
     for expert in range(product.experts):
         yield replace(whole, name=f"{name}.{expert}", expert=expert)
-
-
-def _kind(name: str) -> str:
-    parts = [part for part in name.split(".") if part not in _WRAPPERS and not part.isdigit()]
-    return parts[-1]
 
 
 def _idle_siblings(model: nn.Module, found: list[Projection]) -> list[Projection]:

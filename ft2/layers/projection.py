@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Projection"]
+__all__ = ["Projection", "role_of"]
+
+_ADAPTERS = frozenset(["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"])
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,17 @@ class Projection:
     module: str
     weight: str | None = None
     expert: int | None = None
+
+
+def role_of(path: str) -> str:
+    """Return the part of a module's or parameter's path that names its role in the block.
+
+    Numbers name experts and groups, and ``weight`` and ``base_layer`` what every layer has; what
+    comes after an adapter's matrix is only the adapter's name.
+    """
+    parts = path.split(".")
+    adapters = [part for part in parts if part in _ADAPTERS]
+    if adapters:
+        return adapters[-1]
+    named = [part for part in parts if part not in ("weight", "base_layer") and not part.isdigit()]
+    return named[-1] if named else path

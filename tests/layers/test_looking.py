@@ -150,6 +150,7 @@ def test_a_linear_layer_is_found_inside_its_adapter_as_soon_as_it_is_wrapped() -
         assert wrapped[f"{path}.lora_B.default"].critical == is_critical
         # What goes into another linear layer as it is, is critical whatever that layer's fate.
         assert wrapped[f"{path}.lora_A.default"].critical
+        assert wrapped[f"{path}.lora_A.default"].kind == "lora_A"
 
 
 def test_the_answer_follows_an_exchanged_layer() -> None:

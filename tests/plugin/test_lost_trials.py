@@ -94,8 +94,10 @@ def test_a_worker_that_dies_in_the_last_trial_and_is_not_replaced_leaves_no_comp
 
 @pytest.mark.parametrize("event", ["os._exit(0)", "request.addfinalizer(lambda: os._exit(0))"])
 def test_a_trial_that_leaves_this_process_does_not_leave_it_as_a_success(
-    project: Project, event: str
+    project: Project, event: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A session that a worker's test starts is no worker, although it inherits the variable.
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     test = IN_TRIAL.replace("EVENT", event).replace("(model)", "(model, request)", 1)
     project.pytester.makepyfile(test_it=test)
     (project.path / "out.json").write_text('"of an older run"')
