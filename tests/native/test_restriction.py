@@ -148,9 +148,8 @@ def test_recording_any_layout(operations: Operations, layer: Layer) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
 def test_any_layout_on_cuda(operations: Operations, device: torch.device, seed: int) -> None:
-    if device.type == "cpu":
-        pytest.skip("hypothesis tries more of them")
     dtype = DTYPES[seed % 3]
     storage = random_patterns(dtype, (6, 3, 600), seed)
     begin, step = seed % 9, 1 + seed % 2
