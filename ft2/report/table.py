@@ -51,9 +51,12 @@ def notes(result: CampaignResult) -> list[str]:
         lines.append(f"Left out, answered wrongly without a fault: {', '.join(result.excluded)}.")
     broken = [each for each in result.golden if each.get("passed_with_protection") is False]
     if broken:
+        names = {each["params"] for each in broken}
+        own = sum(trial["params"] in names for trial in result.corrupted)
         lines.append(
             f"{result.protection} alone makes {len(broken)} of {len(result.golden)} parameter sets "
-            "fail without a fault; their trials count as they end."
+            f"fail without a fault; {own} of the {len(result.corrupted)} SDCs are theirs: those "
+            "are the protection's wrong answers, not the faults'."
         )
     changed = [golden["params"] for golden in result.golden if golden.get("changed_by_protection")]
     corrected = sum(golden.get("corrected_values") or 0 for golden in result.golden)

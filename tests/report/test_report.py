@@ -193,3 +193,19 @@ def test_the_markdown_page_has_the_table_and_the_notes() -> None:
     assert page.startswith("### Silent data corruption\n\n| test ")
     assert "**test_qa.py::test_capital**\n\n- 1 of 1 faults changed" in page
     assert page.endswith(f"{SPACE}\n")
+
+
+def test_wrong_answers_of_the_protection_alone_are_not_blamed_on_faults() -> None:
+    trials = [
+        trial(0, "sdc", params="a"),
+        trial(1, "sdc", params="b"),
+        trial(2, "sdc", params="a"),
+        trial(3, params="b"),
+    ]
+    golden = [
+        {"params": "a", "passed_with_protection": False},
+        {"params": "b", "passed_with_protection": True},
+    ]
+    told = "\n".join(notes(result(trials, golden=golden)))
+    assert "ft2 alone makes 1 of 2 parameter sets fail without a fault" in told
+    assert "2 of the 3 SDCs are theirs" in told
