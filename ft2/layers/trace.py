@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -97,6 +98,11 @@ class Product:
         return exposed
 
 
+# Compilation and hooks of all modules are switched off for the whole process: two traces that
+# overlap would each leave the other's state behind.
+_ALONE = threading.RLock()
+
+
 def trace(model: nn.Module, rows: int, tokens: int) -> list[Product]:
     """Run `model`, and return its linear products in the order in which they first ran.
 
@@ -111,6 +117,7 @@ def trace(model: nn.Module, rows: int, tokens: int) -> list[Product]:
     tokens_in = torch.ones((rows, tokens), dtype=torch.int64, device=device)
     tracer = _Tracer(model, rows, tokens)
     with (
+        _ALONE,
         torch.no_grad(),
         _one_thread(),
         _without_global_hooks(),

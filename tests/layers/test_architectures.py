@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
+from torch import Tensor
 
 from ft2.layers import Projection, projections
 from tests.zoo.configs import small_model
@@ -53,3 +57,19 @@ def test_listing_leaves_the_number_of_threads_alone() -> None:
     before = torch.get_num_threads()
     projections(small_model("llama", seed=3))
     assert torch.get_num_threads() == before
+
+
+def test_threads_that_list_layers_together_leave_compilation_on() -> None:
+    def listing(seed: int) -> int:
+        return len(projections(small_model("llama", seed=seed)))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(listing, range(16))) == {14}
+    graphs: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(3))
+    assert graphs
