@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["answer", "constants_in_index", "known_numbers", "on_meta", "tensors_in"]
+__all__ = ["answer_of", "constants_in_index", "known_numbers", "on_meta", "tensors_in"]
 
 
 def on_meta(value: Any) -> Any:
@@ -57,21 +57,18 @@ def _to_meta(value: Any) -> Any:
     return value
 
 
-def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what `func` says of tensors without numbers.
+def answer_of(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[..., Any] | None:
+    """Return what answers in place of `func`, called with it and its arguments.
 
-    Raises
-    ------
-    NotImplementedError
-        If the function asks nothing that is answered here; it can be run as it is.
+    None if the function asks for no numbers: it can be run as it is.
     """
-    known = _ANSWERS.get(func.overloadpacket)
-    if known is None or not any(each.is_meta for each in tensors_in((args, kwargs))):
+    answer = _ANSWERS.get(func.overloadpacket)
+    if answer is None or not any(each.is_meta for each in tensors_in((args, kwargs))):
         # Constants have numbers, and moving one to the meta device is all that is asked of it.
-        known = _MOVES.get(func.overloadpacket)
-    if known is None:
-        raise NotImplementedError(str(func))
-    return known(func, *args, **kwargs)
+        answer = _MOVES.get(func.overloadpacket)
+    return answer
 
 
 def _scalar(func: Any, tensor: Tensor) -> Any:

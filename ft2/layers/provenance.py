@@ -121,6 +121,11 @@ class Provenance:
         """Whether the tensor shares its storage with one that is held."""
         return _address(tensor) in self._storages
 
+    def has_streams(self, tensor: Tensor) -> bool:
+        """Whether anything of the tensor's storage may hold columns of a product."""
+        storage = self._storages.get(_address(tensor))
+        return storage is not None and bool(storage.streams)
+
     def origin(self, tensor: Tensor) -> Origin:
         """Return what the tensor was computed from."""
         storage = self._storages.get(_address(tensor))

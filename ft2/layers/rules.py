@@ -84,7 +84,6 @@ _STATISTICS = frozenset(
         "rsqrt",
         "sqrt",
         "reciprocal",
-        "mean",
         "var",
         "var_mean",
         "std",
@@ -565,7 +564,7 @@ def _forget(op: Operation) -> Iterator[Stream]:
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(ACTIVATIONS, _activation),
     **dict.fromkeys(_SOFTMAXES, _softmax),
-    **dict.fromkeys(_STATISTICS - {"mean"}, _statistic),
+    **dict.fromkeys(_STATISTICS, _statistic),
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_LOOKUPS, _lookup),
     **dict.fromkeys(_WRITES, _write),

@@ -16,7 +16,7 @@ from torch.nn.modules import module as _module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ft2.layers.answers import answer, constants_in_index, on_meta, tensors_in
+from ft2.layers.answers import answer_of, constants_in_index, on_meta, tensors_in
 from ft2.layers.provenance import NOTHING, Origin, Provenance, Stream
 from ft2.layers.rules import Operation, is_activation, rule_of
 
@@ -187,10 +187,8 @@ class _Tracer(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         positional, named = on_meta((args, kwargs))
-        try:
-            out = answer(func, positional, named)
-        except NotImplementedError:
-            out = func(*positional, **named)
+        answer = answer_of(func, positional, named)
+        out = func(*positional, **named) if answer is None else answer(func, *positional, **named)
         # Indices that are constants keep their numbers for the rules.
         self._follow(func, args, kwargs, out)
         return out
@@ -243,7 +241,7 @@ class _Tracer(TorchDispatchMode):
                 self._known.add(tensor, fitting)
 
     def _ruled(self, operation: Operation, outs: list[Tensor]) -> Iterator[Stream]:
-        if not any(self._known.read(each) for each in operation.tensors):
+        if not any(self._known.has_streams(each) for each in operation.tensors):
             return iter(())
         # Values come with indices (topk), or statistics with what was normalised.
         return rule_of(operation.name)(operation)
