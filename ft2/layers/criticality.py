@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ft2.layers.projection import role_of
-from ft2.layers.rules import CHOICE, SOFTMAX
+from ft2.layers.rules import CHOICE, MATRIX_PRODUCT, SOFTMAX
 from ft2.layers.trace import LINEAR, OUTPUT, Fate, Product
 
-__all__ = ["columns_of", "reason_of"]
+__all__ = ["columns_of", "ranges_of", "reason_of"]
 
 _MOST_NAMED = 3
 
@@ -23,10 +23,14 @@ def columns_of(product: Product) -> tuple[tuple[int, int, bool], ...]:
     A column is critical if one of its paths reaches a linear layer with no activation and no
     scaling on it; so is one that was lost from sight, to be safe.
     """
-    critical = product.exposed | ~_followed(product)
-    changes = torch.nonzero(critical[1:] != critical[:-1]).flatten() + 1
-    edges = [0, *changes.tolist(), product.width]
-    return tuple((start, stop, bool(critical[start])) for start, stop in pairwise(edges))
+    return ranges_of(product.exposed | ~_followed(product))
+
+
+def ranges_of(columns: Tensor) -> tuple[tuple[int, int, bool], ...]:
+    """Return the runs of equal values in bool (width,) as ``(start, stop, value)``."""
+    changes = torch.nonzero(columns[1:] != columns[:-1]).flatten() + 1
+    edges = [0, *changes.tolist(), len(columns)]
+    return tuple((start, stop, bool(columns[start])) for start, stop in pairwise(edges))
 
 
 def reason_of(product: Product) -> str:
@@ -71,7 +75,7 @@ def _clear(fates: list[Fate]) -> str:
 
 def _ended(fate: Fate) -> str:
     if fate.end == SOFTMAX:
-        if "a weighted sum" in fate.via:
+        if MATRIX_PRODUCT in fate.via:
             return "goes into attention scores, which are scaled and go through a softmax"
         return "goes through a softmax"
     if fate.end == CHOICE:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from ft2.layers.criticality import columns_of, reason_of
+from ft2.layers.activation import Activation, activations_of
+from ft2.layers.criticality import columns_of, ranges_of, reason_of
 from ft2.layers.model import unwrap
 from ft2.layers.projection import Projection, role_of
 from ft2.layers.replica import replicate
-from ft2.layers.trace import Product, trace
+from ft2.layers.roles import attention_outputs, values_of, writes_residual
+from ft2.layers.trace import Product, Traced, trace
 
-__all__ = ["UnsupportedModelError", "projections"]
+__all__ = ["UnsupportedModelError", "activations", "projections"]
 
 _ROWS, _TOKENS = 2, 3
 # Some layers look at windows of tokens only, and compute nothing for a short text.
@@ -54,17 +57,35 @@ def projections(model: nn.Module) -> list[Projection]:
     UnsupportedModelError
         If the model cannot be run on token ids alone, or no projection was found.
     """
-    model = unwrap(model)
+    return list(_look(unwrap(model)).projections)
+
+
+def activations(model: nn.Module) -> list[Activation]:
+    """List the activation layers of the model's decoder blocks, in forward order.
+
+    Found as :func:`projections` finds linear layers, and raises as it does; there may be none.
+    """
+    return list(_look(unwrap(model)).activations)
+
+
+@dataclass(frozen=True)
+class _Known:
+    structure: int
+    projections: tuple[Projection, ...]
+    activations: tuple[Activation, ...]
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+
+
+def _look(model: nn.Module) -> _Known:
     structure = _structure(model)
     known = _KNOWN.get(model)
-    if known is None or known[0] != structure:
+    if known is None or known.structure != structure:
         # What the caller is in (inference mode, another device) would change what is seen.
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-            known = _KNOWN[model] = (structure, tuple(_find(model)))
-    return list(known[1])
-
-
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[int, tuple[Projection, ...]]] = WeakKeyDictionary()
+            known = _KNOWN[model] = _find(model, structure)
+    return known
 
 
 def _structure(model: nn.Module) -> int:
@@ -77,15 +98,20 @@ def _structure(model: nn.Module) -> int:
     return hash((tuple(parts), tuple(shapes)))
 
 
-def _find(model: nn.Module) -> list[Projection]:
-    products = _products(model)
+def _find(model: nn.Module, structure: int) -> _Known:
+    traced = _traced(model)
     blocks = _Blocks(model)
-    found = [
-        projection
-        for product in products
-        if blocks.hold(product.weight)
-        for projection in _projections_of(product)
-    ]
+    inside = {each.number: each for each in traced.products if blocks.hold(each.weight)}
+    outputs = attention_outputs(inside.values())
+    found = _projections(model, traced.products, list(inside.values()), outputs)
+    activated = activations_of(traced.activations, inside, outputs)
+    return _Known(structure, tuple(found), tuple(activated))
+
+
+def _projections(
+    model: nn.Module, products: list[Product], inside: list[Product], outputs: set[str]
+) -> list[Projection]:
+    found = [each for product in inside for each in _projections_of(product, outputs)]
     found += _idle_siblings(model, found)
     for projection in found:
         if not projection.module:
@@ -106,21 +132,21 @@ def _find(model: nn.Module) -> list[Projection]:
     return found
 
 
-def _products(model: nn.Module) -> list[Product]:
+def _traced(model: nn.Module) -> Traced:
     try:
         replica = replicate(model)
-        products = trace(replica, _ROWS, _TOKENS)
-        if all(product.fates for product in products):
-            return products
+        traced = trace(replica, _ROWS, _TOKENS)
+        if all(product.fates for product in traced.products):
+            return traced
         return trace(replica, _ROWS, _MANY_TOKENS)
     except Exception as error:
         reason = error
     if all(not parameter.is_meta for parameter in model.parameters()):
         # What depends on numbers (patches that follow a text's entropy) needs the weights.
         with suppress(Exception):
-            products = trace(model, _ROWS, _TOKENS)
-            if products:
-                return products
+            traced = trace(model, _ROWS, _TOKENS)
+            if traced.products:
+                return traced
     raise UnsupportedModelError(
         f"ft2 could not run this {type(model).__name__} on token ids to see its layers: "
         f"{type(reason).__name__}: {reason}"
@@ -143,8 +169,13 @@ class _Blocks:
         return any(".".join(owner[:length]) in self._lists for length in range(len(owner) - 1))
 
 
-def _projections_of(product: Product) -> Iterator[Projection]:
+def _projections_of(product: Product, attention_outputs: set[str]) -> Iterator[Projection]:
     columns = columns_of(product)
+    ends: Literal["attention", "mlp"] | None = None
+    if product.weight in attention_outputs:
+        ends = "attention"
+    elif writes_residual(product):
+        ends = "mlp"
     path = product.weight.removesuffix(".weight")
     name = product.module if product.is_output else path
     whole = Projection(
@@ -157,6 +188,8 @@ def _projections_of(product: Product) -> Iterator[Projection]:
         out_features=product.width,
         module=product.module if product.is_output else product.scope,
         weight=None if product.is_output else product.weight,
+        values=tuple((start, stop) for start, stop, held in ranges_of(values_of(product)) if held),
+        ends=ends,
     )
     if not product.experts:
         yield whole

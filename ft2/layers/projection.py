@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["Projection", "role_of"]
 
@@ -36,6 +37,11 @@ class Projection:
         The path of its parameter where the output is not what the module returns; else None.
     expert:
         Which of the parameter's matrices it is, where that holds several; else None.
+    values:
+        ``(start, stop)`` ranges of the columns that attention weighs and sums.
+    ends:
+        What it is the last projection of: ``attention``, ``mlp``, or None
+        (:mod:`ft2.layers.roles`).
     """
 
     name: str
@@ -48,6 +54,8 @@ class Projection:
     module: str
     weight: str | None = None
     expert: int | None = None
+    values: tuple[tuple[int, int], ...] = ()
+    ends: Literal["attention", "mlp"] | None = None
 
 
 def role_of(path: str) -> str:

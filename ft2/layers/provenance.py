@@ -90,6 +90,7 @@ class _Storage:
     holders: int = 0
     origin: Origin = Origin.CONSTANT
     weights: frozenset[str] = frozenset()
+    is_distribution: bool = False
     streams: list[Stream] = field(default_factory=list)
 
 
@@ -135,6 +136,16 @@ class Provenance:
         """Return the names of the parameters that a tensor of weights was computed from."""
         storage = self._storages.get(_address(tensor))
         return frozenset() if storage is None else storage.weights
+
+    def is_distribution(self, tensor: Tensor) -> bool:
+        """Whether the tensor was computed from a softmax, with no product of matrices since."""
+        storage = self._storages.get(_address(tensor))
+        return storage is not None and storage.is_distribution
+
+    def declare_distribution(self, tensor: Tensor) -> None:
+        """Note that the tensor was computed from a softmax."""
+        self.hold(tensor)
+        self._storages[_address(tensor)].is_distribution = True
 
     def declare(
         self, tensor: Tensor, origin: Origin, weights: frozenset[str] = frozenset()

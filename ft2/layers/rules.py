@@ -33,11 +33,29 @@ from torch import Tensor, nn
 from ft2.layers.answers import known_numbers, tensors_in
 from ft2.layers.provenance import NOTHING, Origin, Provenance, Stream
 
-__all__ = ["ACTIVATIONS", "CHOICE", "NORM", "SOFTMAX", "Operation", "is_activation", "rule_of"]
+__all__ = [
+    "ACTIVATIONS",
+    "ADDITION",
+    "CHOICE",
+    "MATRIX_PRODUCT",
+    "NORM",
+    "SOFTMAX",
+    "SOFTMAXES",
+    "WEIGHTED_SUM",
+    "Operation",
+    "activation_of",
+    "is_activation",
+    "rule_of",
+]
 
 SOFTMAX = "softmax"
 NORM = "norm"
 CHOICE = "choice"
+
+# What a path goes through, in the words of a projection's reason.
+ADDITION = "an addition"
+MATRIX_PRODUCT = "a product of matrices"
+WEIGHTED_SUM = "a weighted sum"
 
 ACTIVATIONS = frozenset(
     [
@@ -78,7 +96,7 @@ ACTIVATIONS = frozenset(
         "threshold",
     ]
 )
-_SOFTMAXES = frozenset(["_softmax", "_log_softmax", "_safe_softmax", "logsumexp"])
+SOFTMAXES = frozenset(["_softmax", "_log_softmax", "_safe_softmax", "logsumexp"])
 _STATISTICS = frozenset(
     [
         "rsqrt",
@@ -188,6 +206,15 @@ class Operation:
         return isinstance(value, Tensor) and self.known.origin(value) is Origin.DATA
 
 
+def activation_of(name: str) -> str:
+    """Return what readers know the activation by that an operation of that name computes."""
+    return (
+        "sigmoid"
+        if name == "glu"
+        else name.strip("_").removesuffix("_forward").removesuffix("_kernel")
+    )
+
+
 def is_activation(module: nn.Module) -> bool:
     """Whether the module is an activation of torch's or of transformers', whatever it computes."""
     home = type(module).__module__
@@ -236,7 +263,7 @@ def _add(op: Operation) -> Iterator[Stream]:
             if others and stream.ended is not None:
                 continue
             if others and stream.source not in beside:
-                stream = _passing(stream, "an addition")
+                stream = _passing(stream, ADDITION)
             yield _fit(stream, op.out.shape)
 
 
@@ -302,8 +329,7 @@ def _divide(op: Operation) -> Iterator[Stream]:
 
 
 def _activation(op: Operation) -> Iterator[Stream]:
-    # ``exp2`` and ``log_sigmoid_forward`` are known to readers by shorter names.
-    name = op.name.strip("_").removesuffix("_forward").removesuffix("_kernel")
+    name = activation_of(op.name)
     for stream in op.known.read(op.args[0]):
         if stream.ended in (None, NORM):
             op.end(stream, name)
@@ -354,7 +380,9 @@ def _glu(op: Operation) -> Iterator[Stream]:
             yield stream
             continue
         value, gate = stream.labels.chunk(2, dim)
-        op.end(replace(stream, labels=gate), "sigmoid")
+        activated = replace(stream, labels=gate)
+        op.end(activated, activation_of(op.name))
+        yield replace(activated, ended=activation_of(op.name))
         yield _passing(replace(stream, labels=value), "a product with sigmoid")
 
 
@@ -504,11 +532,13 @@ def _product(op: Operation) -> Iterator[Stream]:
     if bias is not None:
         for stream in op.known.read(bias):
             yield _fit(stream, op.out.shape)
-    for tensor, contracted in ((left, -1), (right, -2)):
+    for tensor, other, contracted in ((left, right, -1), (right, left, -2)):
+        # Attention weighs values by a softmax; scores and recurrences are other products.
+        word = WEIGHTED_SUM if op.known.is_distribution(other) else MATRIX_PRODUCT
         for stream in op.known.read(tensor):
             if stream.ended is not None:
                 continue
-            stream = _passing(stream, "a weighted sum")
+            stream = _passing(stream, word)
             if stream.labels is None or stream.labels.dim() < 2:
                 yield stream.blurred()
                 continue
@@ -539,16 +569,16 @@ def _fused_attention(op: Operation) -> Iterator[Stream]:
                 op.end(stream, SOFTMAX)
     for stream in op.known.read(value):
         if stream.labels is None:
-            yield _passing(stream, "a weighted sum")
+            yield _passing(stream, WEIGHTED_SUM)
             continue
         first = _same_along(stream.labels, 2)
         if first is None:
-            yield _passing(stream.blurred(), "a weighted sum")
+            yield _passing(stream.blurred(), WEIGHTED_SUM)
             continue
         groups = op.out.shape[1] // first.shape[1]
         yield _passing(
             _fit(replace(stream, labels=first.repeat_interleave(groups, 1)), op.out.shape),
-            "a weighted sum",
+            WEIGHTED_SUM,
         )
 
 
@@ -563,7 +593,7 @@ def _forget(op: Operation) -> Iterator[Stream]:
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(ACTIVATIONS, _activation),
-    **dict.fromkeys(_SOFTMAXES, _softmax),
+    **dict.fromkeys(SOFTMAXES, _softmax),
     **dict.fromkeys(_STATISTICS, _statistic),
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_LOOKUPS, _lookup),

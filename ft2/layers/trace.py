@@ -18,9 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from ft2.layers.answers import answer_of, constants_in_index, on_meta, tensors_in
 from ft2.layers.provenance import NOTHING, Origin, Provenance, Stream
-from ft2.layers.rules import Operation, is_activation, rule_of
+from ft2.layers.rules import (
+    ACTIVATIONS,
+    NORM,
+    SOFTMAXES,
+    Operation,
+    activation_of,
+    is_activation,
+    rule_of,
+)
 
-__all__ = ["LINEAR", "OUTPUT", "Fate", "Product", "trace"]
+__all__ = ["LINEAR", "OUTPUT", "Activated", "Fate", "Product", "Traced", "trace"]
 
 LINEAR = "linear"
 OUTPUT = "output"
@@ -98,13 +106,55 @@ class Product:
         return exposed
 
 
+@dataclass(eq=False)
+class Activated:
+    """One activation that columns of a linear product go through, over all its runs.
+
+    Attributes
+    ----------
+    function:
+        What it computes, by torch's name or its module's class.
+    module:
+        Path of the innermost module in which it ran.
+    source:
+        The number of the product.
+    is_output:
+        Whether the module is given one tensor and returns it activated, and computes no linear
+        product: then its output is the activation's.
+    widths:
+        Size of the last dimension of its result, and how many columns of the product are in it:
+        other ones where tokens or heads come last.
+    by_token:
+        Whether it is given one vector for each token of the batch, in order.
+    reaches:
+        Names of the parameters of the linear layers that its result goes into, with no addition on
+        the way.
+    """
+
+    function: str
+    module: str
+    source: int
+    is_output: bool
+    widths: tuple[int, int]
+    by_token: bool
+    reaches: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a run of a model has shown: its linear products and its activations, in that order."""
+
+    products: list[Product]
+    activations: list[Activated]
+
+
 # Compilation and hooks of all modules are switched off for the whole process: two traces that
 # overlap would each leave the other's state behind.
 _ALONE = threading.RLock()
 
 
-def trace(model: nn.Module, rows: int, tokens: int) -> list[Product]:
-    """Run `model`, and return its linear products in the order in which they first ran.
+def trace(model: nn.Module, rows: int, tokens: int) -> Traced:
+    """Run `model`, and return its products and activations in the order in which they first ran.
 
     Parameters
     ----------
@@ -131,7 +181,7 @@ def trace(model: nn.Module, rows: int, tokens: int) -> list[Product]:
         else:
             output = model(tokens_in)
     tracer.returned(output)
-    return tracer.products
+    return Traced(tracer.products, list(tracer.activations.values()))
 
 
 @contextmanager
@@ -170,13 +220,16 @@ class _Tracer(TorchDispatchMode):
     def __init__(self, model: nn.Module, rows: int, tokens: int) -> None:
         super().__init__()
         self.products: list[Product] = []
+        self.activations: dict[tuple[str, int, str], Activated] = {}
         # A parameter that stands for queries makes attention no linear layer.
         self.in_attention = False
         self._model = model
         self._batch = (rows, tokens)
         self._known = Provenance()
         self._by_name: dict[tuple[str, int], Product] = {}
-        self._running: list[_Running] = [_Running("", None)]
+        self._running: list[_Running] = [_Running("", None, 0)]
+        # Modules in which a linear product ran.
+        self._multiplying: set[str] = set()
         self._parameters: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._parameters[name] = parameter
@@ -224,6 +277,9 @@ class _Tracer(TorchDispatchMode):
             name = name.removesuffix("_")
         origin = self._origin(name, inputs)
         operation = Operation(name, args, kwargs, outs[0], self._known, self._ended)
+        if name in ACTIVATIONS or name == "glu":
+            given = self._known.read(args[0])
+            self._note_activation(activation_of(name), self._running[-1], given, outs[0])
         if name in _LINEARS and not self.in_attention and self._is_linear(name, inputs):
             streams = self._linear(operation, inputs)
             origin = Origin.DATA
@@ -231,6 +287,11 @@ class _Tracer(TorchDispatchMode):
             streams = self._unresolved(self._ruled(operation, outs))
         if func._schema.is_mutable:
             self._known.erase(outs[0])
+        if name in SOFTMAXES or (
+            name not in _LINEARS and any(map(self._known.is_distribution, inputs))
+        ):
+            for tensor in outs:
+                self._known.declare_distribution(tensor)
         weights: frozenset[str] = frozenset()
         if origin is Origin.WEIGHT:
             weights = frozenset().union(*(self._known.weights(each) for each in inputs))
@@ -269,9 +330,12 @@ class _Tracer(TorchDispatchMode):
         is_right = self._known.origin(right) is Origin.WEIGHT
         weight, hidden = (right, left) if is_right else (left, right)
         names = self._known.weights(weight)
+        self._multiplying.update(each.module for each in self._running)
         for stream in self._known.read(hidden):
             if stream.ended is None:
                 self._end(stream, Fate(LINEAR, self._name(names), stream.via))
+            else:
+                self._reach(stream, self._name(names))
         # A convolution over channels mixes them as a linear layer does, but has other sites.
         if op.name == "convolution":
             return []
@@ -346,19 +410,52 @@ class _Tracer(TorchDispatchMode):
             stream for stream in streams if not bool(self.products[stream.source].exposed.all())
         ]
 
-    def _left(self, name: str, module: nn.Module, output: Any) -> None:
+    def _note_activation(
+        self, function: str, running: _Running, given: list[Stream], out: Tensor
+    ) -> None:
+        for stream in given:
+            if stream.ended in (None, NORM):
+                self.activations.setdefault(
+                    (running.module, stream.source, function),
+                    Activated(
+                        function=function,
+                        module=running.module,
+                        source=stream.source,
+                        is_output=False,
+                        widths=(out.shape[-1], int(stream.present.sum())),
+                        by_token=self._has_a_vector_a_token(running),
+                    ),
+                )
+
+    def _reach(self, stream: Stream, linear: str) -> None:
+        for activated in self.activations.values():
+            if activated.source == stream.source and activated.function == stream.ended:
+                activated.reaches.add(linear)
+
+    def _left(self, running: _Running, module: nn.Module, output: Any) -> None:
         if not isinstance(output, Tensor):
             return
         # Hooks run while operations are followed; looking at labels is not one of them.
         with _disable_current_modes():
             if is_activation(module):
-                self._activated(type(module).__name__, output)
+                self._activated(type(module).__name__, running, output)
             else:
-                self._returned_by(name, output)
+                self._returned_by(running.module, output)
+            if running.tensors == 1 and running.given == tuple(output.shape):
+                self._returned_activated(running.module, output)
 
-    def _activated(self, name: str, output: Tensor) -> None:
+    def _returned_activated(self, module: str, output: Tensor) -> None:
+        if module in self._multiplying:
+            return
+        held = {(stream.source, stream.ended) for stream in self._known.read(output)}
+        for activated in self.activations.values():
+            if activated.module == module and (activated.source, activated.function) in held:
+                activated.is_output = True
+
+    def _activated(self, name: str, running: _Running, output: Tensor) -> None:
         """An activation that is written out ends paths as one that torch knows does."""
         streams = self._known.read(output)
+        self._note_activation(name, running, streams, output)
         self._known.erase(output)
         for stream in streams:
             if stream.ended is None:
@@ -405,17 +502,21 @@ class _Functions(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class _Running:
-    """A module that runs, and the shape of the first numbers that it was given."""
+    """A module that runs, the shape of the first numbers that it was given, and how many."""
 
     module: str
     given: tuple[int, ...] | None
+    tensors: int
 
 
 class _Watch:
     """Knows which modules run, by hooks that it takes away again."""
 
     def __init__(
-        self, model: nn.Module, running: list[_Running], left: Callable[[str, nn.Module, Any], None]
+        self,
+        model: nn.Module,
+        running: list[_Running],
+        left: Callable[[_Running, nn.Module, Any], None],
     ) -> None:
         self._model = model
         self._running = running
@@ -424,9 +525,9 @@ class _Watch:
 
     def __enter__(self) -> None:
         for name, module in self._model.named_modules():
-            entering, leaving = self._entering(name), self._leaving(name)
+            entering = self._entering(name)
             self._handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(leaving))
+            self._handles.append(module.register_forward_hook(self._leaving))
 
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
@@ -434,18 +535,15 @@ class _Watch:
 
     def _entering(self, name: str) -> Callable[..., None]:
         def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
-            given = (each for each in tensors_in((args, kwargs)) if each.is_floating_point())
-            first = next(given, None)
-            self._running.append(_Running(name, None if first is None else tuple(first.shape)))
+            given = [
+                tuple(each.shape) for each in tensors_in((args, kwargs)) if each.is_floating_point()
+            ]
+            self._running.append(_Running(name, given[0] if given else None, len(given)))
 
         return entering
 
-    def _leaving(self, name: str) -> Callable[..., None]:
-        def leaving(module: nn.Module, args: Any, output: Any) -> None:
-            self._running.pop()
-            self._left(name, module, output)
-
-        return leaving
+    def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._left(self._running.pop(), module, output)
 
 
 def _operands(name: str, inputs: list[Tensor]) -> list[Tensor]:
