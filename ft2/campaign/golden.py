@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ft2.campaign.identity import Identity, identify
 from ft2.faults import Execution, Fault, Space, Step, format_of
 from ft2.forward import Call, Clock, Forward, Listener, Order, Tap, Vectors, attach, by_row, tap
 from ft2.layers import Projection, projections
+from ft2.layers.identity import Identity, identify
 
 __all__ = ["Golden", "Macs", "Recorder"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ft2.campaign.identity import identify
+from ft2.layers.identity import identify
 from ft2.protection import protect
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
