@@ -38,6 +38,7 @@ from ft2.faults import FAULT_MODELS, Draw, Fault, FaultModel, Space, fault_model
 from ft2.layers import Projection, projections
 from ft2.protection import POLICIES
 from ft2.protection.policies.first_token import FirstTokenPolicy
+from ft2.protection.settings import PolicySettings
 from ft2.verdict import interval
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "example_suites" / "quickstart"
@@ -92,8 +93,8 @@ def parts_of(model: nn.Module) -> list[Part]:
 class SelectedParts(FirstTokenPolicy):
     """FT2's bounds and corrections on chosen parts of a model, whatever the rule says of them."""
 
-    def __init__(self, parts: Iterable[Part], scale: float) -> None:
-        super().__init__(scale)
+    def __init__(self, parts: Iterable[Part], settings: PolicySettings) -> None:
+        super().__init__(settings)
         self._parts = frozenset(parts)
 
     def find(self, model: nn.Module) -> list[Projection]:

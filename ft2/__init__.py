@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ft2.faults import Fault, Injection, inject
     from ft2.forward import request
     from ft2.layers import Projection, UnsupportedModelError, projections
-    from ft2.protection import Detection, Protection, protect
+    from ft2.protection import Detection, Profile, ProfileError, Protection, profile, protect
 
 __version__ = "0.1.0"
 
@@ -21,11 +21,14 @@ __all__ = [
     "Detection",
     "Fault",
     "Injection",
+    "Profile",
+    "ProfileError",
     "Projection",
     "Protection",
     "UnsupportedModelError",
     "__version__",
     "inject",
+    "profile",
     "projections",
     "protect",
     "request",
@@ -35,10 +38,13 @@ _ROOMS = {
     "Detection": "ft2.protection",
     "Fault": "ft2.faults",
     "Injection": "ft2.faults",
+    "Profile": "ft2.protection",
+    "ProfileError": "ft2.protection",
     "Projection": "ft2.layers",
     "Protection": "ft2.protection",
     "UnsupportedModelError": "ft2.layers",
     "inject": "ft2.faults",
+    "profile": "ft2.protection",
     "projections": "ft2.layers",
     "protect": "ft2.protection",
     "request": "ft2.forward",

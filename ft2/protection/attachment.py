@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from ft2.forward import Clock, Forward, Listener
 from ft2.layers import unwrap
 from ft2.protection.policies import make_policy
+from ft2.protection.profile import Profile
+from ft2.protection.settings import PolicySettings
 
 __all__ = ["Detection", "Protection", "protect"]
 
@@ -48,11 +51,11 @@ class Protection(Listener):
         self,
         model: nn.Module,
         policy: str,
-        scale: float,
+        settings: PolicySettings,
         on_detection: Callable[[Detection], Any] | None,
     ) -> None:
         self.model = unwrap(model)
-        self._policy = make_policy(policy, scale)
+        self._policy = make_policy(policy, settings)
         self._on_detection = on_detection
         self._before: list[int] = []
         layers = self._policy.find(self.model)
@@ -114,8 +117,11 @@ class Protection(Listener):
 def protect(
     model: nn.Module,
     policy: str = "ft2",
-    scale: float = 2.0,
+    scale: float | None = None,
     on_detection: Callable[[Detection], Any] | None = None,
+    *,
+    bounds: Profile | str | os.PathLike[str] | None = None,
+    correction: Literal["clip", "zero"] | None = None,
 ) -> Protection:
     """Protect a model against soft errors.
 
@@ -126,12 +132,22 @@ def protect(
         ``deepcopy``, ``.to()`` and ``isinstance`` are as before, and a copy is unprotected.
     policy:
         ``ft2``: bounds learned on each request's first token restrict the critical layers on the
-        later ones (FT2, HPDC '25). ``none``: nothing.
+        later ones (FT2, HPDC '25). ``none``: nothing. With bounds profiled offline: ``ranger``
+        (outputs of activations), ``maximals`` (last projections of attention and of the MLP),
+        ``global-clipper`` (values and outputs of attention) and ``ft2-offline`` (FT2's layers).
     scale:
-        How far learned bounds are widened, at least 1 (FT2, section 4.2.1: 2).
+        How far bounds are widened, at least 1; None: as the policy has it, 2 for ``ft2`` (FT2,
+        section 4.2.1), 1.3 for ``maximals``, 1 for the others.
     on_detection:
         Called with a :class:`Detection` after each forward in which something was corrected.
         Finding that out waits for the device in each forward; without it nothing does.
+    bounds:
+        What :func:`ft2.profile` returned for this policy and this model, or the file that it was
+        saved in.
+    correction:
+        What ``ft2`` and ``ft2-offline`` do with values out of bounds: ``clip`` them to the bound,
+        as the paper has it (FT2, section 4.3), or set them to ``zero``, as its code does. The
+        others have a correction of their own.
 
     Returns
     -------
@@ -144,6 +160,9 @@ def protect(
         If `model` is not a module.
     ValueError
         If the policy is unknown, the scale below 1 or infinite, or the model has no layer to
-        protect.
+        protect; a :class:`ProfileError` if the policy needs a profile and has none, or another
+        model's.
     """
-    return Protection(model, policy, scale, on_detection)
+    profile = bounds if bounds is None or isinstance(bounds, Profile) else Profile.load(bounds)
+    settings = PolicySettings(scale, correction, profile)
+    return Protection(model, policy, settings, on_detection)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import nn
 
 from ft2.forward import Call, Clock, Listener, Tap
-from ft2.layers import Projection
 
 __all__ = ["Policy"]
 
@@ -20,17 +20,19 @@ class Policy(Listener, ABC):
     """
 
     @abstractmethod
-    def find(self, model: nn.Module) -> list[Projection]:
-        """Return the layers of `model` that are protected.
+    def find(self, model: nn.Module) -> list[Any]:
+        """Return the layers of `model` that are protected, in the policy's own terms.
 
         Raises
         ------
         UnsupportedModelError
             If there are none that the policy could protect.
+        ProfileError
+            If the bounds that it was given are not this model's.
         """
 
     @abstractmethod
-    def attach(self, model: nn.Module, layers: list[Projection], clock: Clock) -> list[Tap]:
+    def attach(self, model: nn.Module, layers: list[Any], clock: Clock) -> list[Tap]:
         """Tap what :meth:`find` returned."""
 
     @property

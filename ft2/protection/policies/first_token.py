@@ -18,8 +18,11 @@ from ft2.forward import Call, Clock, Forward, Order, Tap, Vectors, attach, by_ro
 from ft2.layers import Projection, UnsupportedModelError, projections
 from ft2.protection.bounds import Corrections, Key, NativeRestriction, RequestBounds, Where
 from ft2.protection.policy import Policy
+from ft2.protection.settings import PolicySettings
 
 __all__ = ["FirstTokenPolicy"]
+
+_SCALE = 2.0
 
 
 class FirstTokenPolicy(Policy):
@@ -27,12 +30,12 @@ class FirstTokenPolicy(Policy):
 
     Parameters
     ----------
-    scale:
-        How far learned bounds are widened (section 4.2.1); at least 1.
+    settings:
+        How far learned bounds are widened (section 4.2.1: 2).
     """
 
-    def __init__(self, scale: float) -> None:
-        self._scale = scale
+    def __init__(self, settings: PolicySettings) -> None:
+        self._scale = settings.scale_or(_SCALE)
         self._bounds: WeakKeyDictionary[Call, RequestBounds] = WeakKeyDictionary()
         self._corrections: deque[Corrections] = deque(maxlen=1000)
         self._left_first_token = False

@@ -7,6 +7,7 @@ from torch import nn
 from ft2.forward import Call, Clock, Tap
 from ft2.layers import Projection
 from ft2.protection.policy import Policy
+from ft2.protection.settings import PolicySettings
 
 __all__ = ["UnprotectedPolicy"]
 
@@ -14,8 +15,8 @@ __all__ = ["UnprotectedPolicy"]
 class UnprotectedPolicy(Policy):
     """Protects nothing and corrects nothing."""
 
-    def __init__(self, scale: float) -> None:
-        del scale
+    def __init__(self, settings: PolicySettings) -> None:
+        del settings
 
     def find(self, model: nn.Module) -> list[Projection]:
         return []

@@ -1,0 +1,56 @@
+"""What a user can set of a policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ft2.protection.correction import CORRECTIONS, Correction
+from ft2.protection.profile import Profile
+
+__all__ = ["PolicySettings"]
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """What a policy is made with; None where it is left to the policy.
+
+    Attributes
+    ----------
+    scale:
+        How far bounds are widened: a bound b becomes b ∓ (scale - 1)·\\|b\\|; at least 1.
+    correction:
+        What is done with values out of bounds: ``clip`` or ``zero``.
+    bounds:
+        Bounds profiled offline.
+
+    Raises
+    ------
+    ValueError
+        If the scale is below 1 or infinite, or the correction is unknown.
+    """
+
+    scale: float | None = None
+    correction: str | None = None
+    bounds: Profile | None = None
+
+    def __post_init__(self) -> None:
+        scale = 1.0 if self.scale is None else self.scale
+        # Anything larger is infinite in fp32, and infinitely many times a bound of 0 is NaN.
+        if not 1 <= scale <= torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"scale widens the bounds, so it is finite and at least 1, not {scale}"
+            )
+        if self.correction is not None and self.correction not in CORRECTIONS:
+            raise ValueError(
+                f"unknown correction {self.correction!r}: use one of {', '.join(CORRECTIONS)}"
+            )
+
+    def scale_or(self, default: float) -> float:
+        """Return the scale, or the policy's own."""
+        return default if self.scale is None else self.scale
+
+    def correction_or(self, default: Correction) -> Correction:
+        """Return the correction, or the policy's own."""
+        return default if self.correction is None else CORRECTIONS[self.correction]
