@@ -86,7 +86,7 @@ class Correction(ABC):
 
 
 class _Clip(Correction):
-    """NaN becomes 0, what is out of bounds the bound (FT2, section 4.3, Take-away 8)."""
+    """NaN becomes 0 first, what is out of bounds the bound (FT2, section 4.3, Take-away 8)."""
 
     def correct(self, values: Tensor, below: Tensor, above: Tensor) -> Tensor:
         return torch.clamp(torch.nan_to_num(values, nan=0.0), below, above).to(values.dtype)
