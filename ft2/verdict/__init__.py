@@ -1,15 +1,51 @@
 """From counts to a rate, an interval and a verdict. Pure arithmetic: no torch, no pytest."""
 
+from ft2.verdict.betting import mean_interval
+from ft2.verdict.early import decide_early
+from ft2.verdict.estimate import Estimate, UniformSample
+from ft2.verdict.evidence import always_valid_interval, log_evidence_above, log_evidence_below
 from ft2.verdict.gate import Budget, Counts, Verdict, decide, is_lost_already
 from ft2.verdict.interval import interval, lower_bound, upper_bound
+from ft2.verdict.paired import Pairs, ReductionVerdict, decide_reduction
+from ft2.verdict.planning import least_trials, never_passes
+from ft2.verdict.prompts import interval_for_new_prompts
+from ft2.verdict.repetition import chance_of_another_verdict, chance_of_passing
+from ft2.verdict.stopping import CurtailedRule, SequentialRule, StoppingRule, stopping_rule
+from ft2.verdict.strata import Allocation, TwoStageSample, allocate, pilot_size
+from ft2.verdict.weighted import weighted_interval, weighted_rate
 
 __all__ = [
+    "Allocation",
     "Budget",
     "Counts",
+    "CurtailedRule",
+    "Estimate",
+    "Pairs",
+    "ReductionVerdict",
+    "SequentialRule",
+    "StoppingRule",
+    "TwoStageSample",
+    "UniformSample",
     "Verdict",
+    "allocate",
+    "always_valid_interval",
+    "chance_of_another_verdict",
+    "chance_of_passing",
     "decide",
+    "decide_early",
+    "decide_reduction",
     "interval",
+    "interval_for_new_prompts",
     "is_lost_already",
+    "least_trials",
+    "log_evidence_above",
+    "log_evidence_below",
     "lower_bound",
+    "mean_interval",
+    "never_passes",
+    "pilot_size",
+    "stopping_rule",
     "upper_bound",
+    "weighted_interval",
+    "weighted_rate",
 ]

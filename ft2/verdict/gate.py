@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ft2.verdict.interval import interval, lower_bound, upper_bound
+from ft2.verdict.estimate import Estimate, UniformSample
+from ft2.verdict.interval import lower_bound, upper_bound
 
-__all__ = ["Budget", "Counts", "Verdict", "decide", "is_lost_already"]
+__all__ = ["Budget", "Counts", "Verdict", "decide", "exceeds", "is_lost_already", "unusable"]
 
 Name = Literal["pass", "fail", "inconclusive", "incomplete"]
 
@@ -58,9 +59,10 @@ class Verdict:
     reason:
         Sentences that say why, and what to do.
     rate:
-        SDCs per planned trial, in per cent; None when nothing was planned.
+        SDCs per planned trial, in per cent, or as the sampling estimates it; None when nothing was
+        planned.
     interval:
-        Two-sided exact 95 % interval of the rate, in per cent; None when nothing was planned.
+        Two-sided 95 % interval of the rate, in per cent; None when nothing was planned.
     """
 
     name: Name
@@ -69,8 +71,13 @@ class Verdict:
     interval: tuple[float, float] | None
 
 
-def decide(counts: Counts, budget: Budget, problems: Sequence[str] = ()) -> Verdict:
-    """Decide a gate.
+def decide(
+    counts: Counts,
+    budget: Budget,
+    problems: Sequence[str] = (),
+    estimate: Estimate | None = None,
+) -> Verdict:
+    """Decide a gate whose number of trials was fixed before the first.
 
     Parameters
     ----------
@@ -81,6 +88,8 @@ def decide(counts: Counts, budget: Budget, problems: Sequence[str] = ()) -> Verd
         What the gate allows.
     problems:
         Sentences on what makes the campaign's numbers worthless; any makes it incomplete.
+    estimate:
+        What the trials say of the rate; None where they were drawn uniformly.
 
     Returns
     -------
@@ -88,17 +97,14 @@ def decide(counts: Counts, budget: Budget, problems: Sequence[str] = ()) -> Verd
         Rate and interval are over the planned trials.
     """
     if counts.planned == 0:
-        return Verdict("incomplete", "No trial was planned, so nothing was tested.", None, None)
-    rate = 100 * counts.sdc / counts.planned
-    around = interval(counts.sdc, counts.planned)
-    missing = counts.planned - counts.seen
-    if problems or missing:
-        sentences = list(problems)
-        if missing:
-            sentences.append(f"{missing} of {counts.planned} trials have no outcome.")
-        return Verdict("incomplete", " ".join(sentences), rate, around)
+        return Verdict("incomplete", unusable(counts, problems), None, None)
+    uniform = estimate is None
+    estimate = estimate or UniformSample(counts.sdc, counts.planned)
+    rate, around = estimate.rate, estimate.interval()
+    if problems or counts.seen < counts.planned:
+        return Verdict("incomplete", unusable(counts, problems), rate, around)
     due_rate = 100 * counts.due / counts.planned
-    if due_rate > budget.due:
+    if exceeds(counts.due, counts.planned, budget.due):
         reason = (
             f"{counts.due} of {counts.planned} trials ended in a detected error, "
             f"{due_rate:.3g} %, over the due_budget of {budget.due:g} %: find out what raises, or "
@@ -106,8 +112,19 @@ def decide(counts: Counts, budget: Budget, problems: Sequence[str] = ()) -> Verd
         )
         return Verdict("fail", reason, rate, around)
     if budget.confidence is None:
-        return _compare(counts, budget, rate, around)
-    return _compare_with_confidence(counts, budget, budget.confidence, rate, around)
+        name, reason = _compare(counts, budget, estimate, uniform)
+    else:
+        name, reason = _compare_with_confidence(counts, budget, budget.confidence, estimate)
+    return Verdict(name, reason, rate, around)
+
+
+def unusable(counts: Counts, problems: Sequence[str]) -> str:
+    """Return the sentences that say why a campaign is incomplete."""
+    if counts.planned == 0:
+        return "No trial was planned, so nothing was tested."
+    missing = counts.planned - counts.seen
+    lost = [f"{missing} of {counts.planned} trials have no outcome."] if missing else []
+    return " ".join([*problems, *lost])
 
 
 def is_lost_already(counts: Counts, budget: Budget) -> bool:
@@ -115,61 +132,61 @@ def is_lost_already(counts: Counts, budget: Budget) -> bool:
 
     Only without a confidence: with one, a failing verdict still says how sure it is.
     """
-    # The same arithmetic as in the verdict: budget.sdc * planned can round the other way.
-    spent = counts.planned > 0 and 100 * counts.sdc / counts.planned > budget.sdc
-    return budget.confidence is None and spent
+    return budget.confidence is None and exceeds(counts.sdc, counts.planned, budget.sdc)
 
 
-def _compare(counts: Counts, budget: Budget, rate: float, around: tuple[float, float]) -> Verdict:
-    found = f"{counts.sdc} of {counts.planned} faults changed a right answer into a wrong one"
+def exceeds(events: int, trials: int, allowed: float) -> bool:
+    """Whether a share of the trials is more than `allowed` per cent."""
+    # One arithmetic everywhere: allowed * trials can round the other way.
+    return trials > 0 and 100 * events / trials > allowed
+
+
+def _compare(counts: Counts, budget: Budget, estimate: Estimate, uniform: bool) -> tuple[Name, str]:
+    rate = estimate.rate
+    found = f"{counts.sdc} of {counts.planned} faults changed a right answer into a wrong one, "
+    found += f"{rate:.3g} %" if uniform else f"{rate:.3g} % of the space they were drawn from"
     if rate > budget.sdc:
-        return Verdict(
-            "fail", f"{found}, {rate:.3g} %, over the budget of {budget.sdc:g} %.", rate, around
-        )
-    reason = f"{found}, {rate:.3g} %, within the budget of {budget.sdc:g} %."
-    proven = upper_bound(counts.sdc, counts.planned, 0.95)
+        return "fail", f"{found}, over the budget of {budget.sdc:g} %."
+    reason = f"{found}, within the budget of {budget.sdc:g} %."
+    proven = estimate.upper_bound(0.95)
     if proven > budget.sdc:
         reason += (
             f" That is too few to prove it: with 95 % confidence (one-sided) the rate is below "
             f"{_shown_above(proven)} %."
         )
-    return Verdict("pass", reason, rate, around)
+    return "pass", reason
 
 
 def _compare_with_confidence(
-    counts: Counts, budget: Budget, confidence: float, rate: float, around: tuple[float, float]
-) -> Verdict:
+    counts: Counts, budget: Budget, confidence: float, estimate: Estimate
+) -> tuple[Name, str]:
     sure = f"With {100 * confidence:g} % confidence the rate is"
-    above = upper_bound(counts.sdc, counts.planned, confidence)
-    below = lower_bound(counts.sdc, counts.planned, confidence)
+    above, below = estimate.upper_bound(confidence), estimate.lower_bound(confidence)
     if above <= budget.sdc:
-        reason = f"{sure} at most {above:.3g} %, within the budget of {budget.sdc:g} %."
-        return Verdict("pass", reason, rate, around)
+        return "pass", f"{sure} at most {above:.3g} %, within the budget of {budget.sdc:g} %."
     if below > budget.sdc:
-        reason = f"{sure} at least {below:.3g} %, over the budget of {budget.sdc:g} %."
-        return Verdict("fail", reason, rate, around)
-    needed = _faults_that_decide(counts, budget.sdc, confidence)
+        return "fail", f"{sure} at least {below:.3g} %, over the budget of {budget.sdc:g} %."
+    needed = _faults_that_decide(estimate.rate, counts.planned, budget.sdc, confidence)
     advice = (
         "no number of faults decides while the rate equals the budget."
         if needed is None
         else f"about {needed} faults would decide at this rate."
     )
-    reason = (
+    return "inconclusive", (
         f"{sure} between {below:.3g} and {above:.3g} %, and the budget of {budget.sdc:g} % lies "
         f"between: {advice}"
     )
-    return Verdict("inconclusive", reason, rate, around)
 
 
-def _faults_that_decide(counts: Counts, budget: float, confidence: float) -> int | None:
+def _faults_that_decide(rate: float, planned: int, budget: float, confidence: float) -> int | None:
     def decides(trials: int) -> bool:
-        events = round(counts.sdc * trials / counts.planned)
+        events = round(rate * trials / 100)
         return (
             upper_bound(events, trials, confidence) <= budget
             or lower_bound(events, trials, confidence) > budget
         )
 
-    low, high = counts.planned, 2 * counts.planned
+    low, high = planned, 2 * planned
     while not decides(high):
         low, high = high, 2 * high
         if high > 1 << 40:

@@ -1,0 +1,449 @@
+"""Do the verdicts keep their promises? Campaigns with a known truth, simulated by the thousand.
+
+Every cell is one truth and one plan. Its interval must hold the truth in as many campaigns as it
+promises, and a gate whose budget lies just below the truth must not pass more often than its
+confidence allows; a cell that does worse than simulation error explains is marked, and the exit
+status is 1.
+
+Run it from the project's root: ``python benchmarks/coverage.py [--campaigns N] [--only PART …]
+[--json FILE]``. ``benchmarks/README.md`` says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta, binom
+from tabulate import tabulate
+
+from ft2.verdict import (
+    Budget,
+    Counts,
+    Pairs,
+    SequentialRule,
+    TwoStageSample,
+    allocate,
+    always_valid_interval,
+    decide,
+    interval,
+    interval_for_new_prompts,
+    least_trials,
+    pilot_size,
+    weighted_interval,
+)
+
+NOMINAL = 0.95
+TRIALS = (50, 200, 500, 2000, 20_000)
+RATES = (0.0, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0)
+# A budget that the truth exceeds by as little as can be.
+JUST_BELOW = 1 - 1e-9
+
+interval_of = cache(interval)
+always_valid = cache(always_valid_interval)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What campaigns of one plan did with one truth.
+
+    Attributes
+    ----------
+    truth:
+        In per cent.
+    coverage:
+        Share of the campaigns whose interval held the truth.
+    false_pass, false_fail:
+        Share of the campaigns that passed a budget just below the truth, or failed one at it; None
+        where the cell decides nothing.
+    used:
+        Mean trials used.
+    gain:
+        Trials that uniform sampling, or the fixed plan, needs for the same, over those used.
+    beside:
+        What another interval or plan does with the same campaigns.
+    wider:
+        Whether the mean interval is wider than uniform sampling's by more than simulation explains.
+    """
+
+    part: str
+    case: str
+    truth: float
+    trials: int
+    campaigns: int
+    coverage: float
+    false_pass: float | None = None
+    false_fail: float | None = None
+    used: float | None = None
+    gain: float | None = None
+    beside: str = ""
+    wider: bool = False
+
+    @property
+    def keeps_its_promise(self) -> bool:
+        """Whether nothing is worse than promised by more than simulation explains."""
+        error = 4 * math.sqrt(NOMINAL * (1 - NOMINAL) / self.campaigns)
+        wrong = max(self.false_pass or 0.0, self.false_fail or 0.0)
+        held = self.coverage >= NOMINAL - error and wrong <= 1 - NOMINAL + error
+        return held and not self.wider
+
+
+def fixed_plans(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """Uniform trials, their number fixed: the exact interval and the decision with confidence."""
+
+    @cache
+    def name(events: int, trials: int, budget: float) -> str:
+        return decide(Counts(trials, trials - events, events, 0), Budget(budget, 100, NOMINAL)).name
+
+    for rate in RATES:
+        for trials in TRIALS:
+            seen = [int(n) for n in random.binomial(trials, rate / 100, campaigns)]
+            held = [low <= rate <= high for low, high in (interval_of(n, trials) for n in seen)]
+            below = rate * JUST_BELOW
+            yield Cell(
+                "fixed plan",
+                "uniform",
+                rate,
+                trials,
+                campaigns,
+                float(np.mean(held)),
+                float(np.mean([name(n, trials, below) == "pass" for n in seen])) if rate else None,
+                float(np.mean([name(n, trials, rate) == "fail" for n in seen])),
+                float(trials),
+            )
+
+
+def stop_times(
+    rule: SequentialRule, rate: float, campaigns: int, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
+    """Return (trials, events, decision: 1 pass, -1 fail, 0 none) of campaigns that may stop.
+
+    The rule looks after every trial; between two events only its boundaries matter.
+    """
+    passes, fails = rule.pass_times, rule.fail_times
+    most = max(passes.size, fails.size, rule.last_pass + 1, rule.last_fail) + 1
+    trials = np.full(campaigns, rule.planned)
+    events = np.zeros(campaigns, dtype=np.int64)
+    decision = np.zeros(campaigns, dtype=np.int8)
+    for start in range(0, campaigns, 500):
+        some = slice(start, min(start + 500, campaigns))
+        size = some.stop - start
+        # The trial at which each event happens, the zeroth at none; after the plan if never.
+        when = np.full((size, most + 2), rule.planned + 1, dtype=np.int64)
+        when[:, 0] = 0
+        if rate > 0:
+            gaps = random.geometric(rate, (size, most + 1))
+            when[:, 1:] = np.minimum(np.cumsum(gaps, axis=1), rule.planned + 1)
+        passed = when[:, 1 : passes.size + 1] > passes
+        first_pass = np.where(
+            passed.any(axis=1),
+            passes[passed.argmax(axis=1)] if passes.size else 0,
+            rule.planned + 1,
+        )
+        limits = np.append(fails, np.full(most + 2 - fails.size, rule.planned))
+        failed = when <= limits
+        failed[:, 0] = False
+        first_fail = np.where(
+            failed.any(axis=1), when[np.arange(size), failed.argmax(axis=1)], rule.planned + 1
+        )
+        stop = np.minimum(np.minimum(first_pass, first_fail), rule.planned)
+        seen = (when[:, 1:] <= stop[:, None]).sum(axis=1)
+        chosen = np.where(first_pass < first_fail, 1, np.where(first_fail <= rule.planned, -1, 0))
+        at_end = chosen == 0
+        chosen[at_end & (seen <= rule.last_pass)] = 1
+        chosen[at_end & (seen >= rule.last_fail)] = -1
+        trials[some], events[some], decision[some] = stop, seen, chosen
+    return trials, events, decision
+
+
+def early_stops(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """Stopping early, looked at after every trial."""
+    for budget in (0.5, 5.0):
+        for planned in (598, 2000, 20_000):
+            for rate in (0.0, 0.05, 0.25, 0.5, 1.0, 5.0, 9.0):
+                rule = SequentialRule(planned, Budget(budget, 100, NOMINAL), NOMINAL)
+                trials, events, decision = stop_times(rule, rate / 100, campaigns, random)
+                held = [
+                    low <= rate <= high
+                    for low, high in (
+                        always_valid(int(n), int(of)) for n, of in zip(events, trials, strict=True)
+                    )
+                ]
+                passed, failed = float(np.mean(decision > 0)), float(np.mean(decision < 0))
+                yield Cell(
+                    "stopping early",
+                    f"budget {budget:g} %",
+                    rate,
+                    planned,
+                    campaigns,
+                    float(np.mean(held)),
+                    passed if rate >= budget else None,
+                    failed if rate <= budget else None,
+                    float(trials.mean()),
+                    planned / float(trials.mean()),
+                    f"passes {100 * passed:.1f} %, fails {100 * failed:.1f} %; 90 % stop by "
+                    f"{int(np.quantile(trials, 0.9))}",
+                )
+
+
+SPACES: dict[str, list[float]] = {
+    "all alike": [1.0] * 16,
+    "one hot bit": [0.0] * 14 + [16.0, 0.0],
+    "one hot bit, few elsewhere": [0.1] * 14 + [14.0, 0.6],
+    "three warm bits": [0.2] * 12 + [6.0, 4.0, 3.6, 0.0],
+}
+"""Rates of 16 equal strata, over their mean."""
+
+
+def mean_width(rate: float, trials: int) -> float:
+    """Return the expected width of uniform sampling's exact interval, in percentage points."""
+    events = np.arange(trials + 1)
+    chances = binom.pmf(events, trials, rate)
+    likely = chances > 1e-12
+    events, chances = events[likely], chances[likely]
+    tail = (1 - NOMINAL) / 2
+    low = np.where(events > 0, beta.ppf(tail, events, trials - events + 1), 0.0)
+    high = np.where(events < trials, beta.ppf(1 - tail, events + 1, trials - events), 1.0)
+    return 100 * float((chances * (high - low)).sum() / chances.sum())
+
+
+def stratified_campaign(
+    rates: NDArray[np.float64], planned: int, random: np.random.Generator
+) -> TwoStageSample:
+    """Run one campaign over strata of equal weight: pilot, allocation, second stage."""
+    weights = np.full(len(rates), 1 / len(rates))
+    pilot = pilot_size(planned)
+    trials = random.multinomial(pilot, weights)
+    events = random.binomial(trials, rates)
+    plan = allocate(weights.tolist(), trials.tolist(), events.tolist(), planned - pilot)
+    hot = np.isin(np.arange(len(rates)), plan.hot)
+    cold_trials = planned - pilot - plan.trials
+    return TwoStageSample(
+        pilot,
+        int(events.sum()),
+        plan.weight,
+        plan.trials,
+        int(random.binomial(plan.trials, rates[hot].mean())) if plan.hot else 0,
+        cold_trials,
+        int(random.binomial(cold_trials, rates[~hot].mean())),
+    )
+
+
+def strata(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """A pilot, hot and cold strata; widths against those of uniform sampling."""
+    some = max(1, campaigns // 25)
+    level = (1 - NOMINAL) / 2
+    for name, shape in SPACES.items():
+        for rate in (0.0, 0.05, 0.5, 3.0):
+            for planned in (500, 2000, 16_000, 20_000):
+                rates = np.array(shape) * rate / 100
+                rates *= rate / 100 / rates.mean() if rate else 1
+                missed = false_passes = 0
+                widths: list[float] = []
+                means = []
+                # The weighted counts take some milliseconds each.
+                count = campaigns if rate * planned <= 100 else max(some, campaigns // 10)
+                for number in range(count):
+                    sample = stratified_campaign(rates, planned, random)
+                    low = sample.refutes_at_most(rate / 100, level)
+                    high = sample.refutes_at_least(rate / 100, level)
+                    missed += bool(low or high)
+                    false_passes += bool(sample.refutes_at_least(rate / 100, 1 - NOMINAL))
+                    means.append(sample.rate)
+                    if number < some:
+                        around = sample.interval()
+                        widths.append(around[1] - around[0])
+                uniform = mean_width(rate / 100, planned)
+                error = 4 * float(np.std(widths)) / math.sqrt(len(widths))
+                yield Cell(
+                    "strata",
+                    name,
+                    rate,
+                    planned,
+                    count,
+                    1 - missed / count,
+                    false_passes / count if rate else None,
+                    None,
+                    float(planned),
+                    (uniform / float(np.mean(widths))) ** 2,
+                    f"mean estimate {np.mean(means):.4g} %",
+                    bool(np.mean(widths) > (1 + 1e-6) * uniform + error),
+                )
+
+
+def bootstrap(rates: NDArray[np.float64], random: np.random.Generator) -> tuple[float, float]:
+    """Return the percentile bootstrap's interval of a mean, in per cent."""
+    means = random.choice(rates, (400, len(rates))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return 100 * float(low), 100 * float(high)
+
+
+def prompts(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """Trials that cluster on prompts: the interval for new prompts, and what others would say."""
+    count = max(1, campaigns // 5)
+    clusters: dict[str, Callable[[int], NDArray[np.float64]]] = {
+        "alike": lambda n: np.full(n, 0.01),
+        "spread": lambda n: beta.rvs(0.2, 9.8, size=n, random_state=random),
+        "one prompt in 50 always wrong": lambda n: (random.random(n) < 0.02).astype(float),
+        "never wrong": lambda n: np.zeros(n),
+    }
+    truths = {"alike": 1.0, "spread": 2.0, "one prompt in 50 always wrong": 2.0, "never wrong": 0.0}
+    for name, draw in clusters.items():
+        for number in (5, 16, 64, 256):
+            held, boot, pooled = [], [], []
+            truth = truths[name]
+            each = 32
+            for _ in range(count):
+                events = random.binomial(each, draw(number))
+                found = interval_for_new_prompts([(int(n), each) for n in events])
+                assert found is not None
+                held.append(found[0] <= truth <= found[1])
+                low, high = bootstrap(events / each, random)
+                boot.append(low <= truth <= high)
+                low, high = interval_of(int(events.sum()), number * each)
+                pooled.append(low <= truth <= high)
+            yield Cell(
+                "new prompts",
+                f"{name}, {number} prompts",
+                truth,
+                number * each,
+                count,
+                float(np.mean(held)),
+                beside=f"bootstrap {100 * np.mean(boot):.1f} %, exact interval of the pooled "
+                f"trials {100 * np.mean(pooled):.1f} %",
+            )
+
+
+def weighted(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """The rate under another measure, from trials drawn under the declared one."""
+    count = max(1, campaigns // 5)
+    # A first token with a tenth of the steps and half of the work, say.
+    shares, weights = np.array([0.1, 0.9]), np.array([5.0, 0.5 / 0.9])
+    for rates in ((0.0, 0.0), (0.001, 0.005), (0.05, 0.01)):
+        truth = 100 * float((shares * weights * np.array(rates)).sum())
+        for trials in (500, 5000):
+            held = []
+            for _ in range(count):
+                kind = (random.random(trials) < shares[1]).astype(int)
+                events = random.random(trials) < np.array(rates)[kind]
+                low, high = weighted_interval(weights[kind].tolist(), events.tolist(), 5.0)
+                held.append(low <= truth + 1e-12 and truth <= high)
+            yield Cell("other measure", "two phases", truth, trials, count, float(np.mean(held)))
+
+
+def pairs(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """The same faults twice: the paired interval, and proofs of a reduction that is not there."""
+    count = max(1, campaigns // 5)
+    cases = {
+        "no effect": (0.01, 0.005, 0.005),
+        "none in either": (0.0, 0.0, 0.0),
+        "cut by half": (0.01, 0.01, 0.0),
+        "cut by nine in ten": (0.001, 0.019, 0.001),
+    }
+    for name, chances in cases.items():
+        for trials in (500, 5000):
+            held, proven, refuted = [], [], []
+            truth = 100 * (chances[2] - chances[1])
+            before = chances[0] + chances[1]
+            cut = 100 * (1 - (chances[0] + chances[2]) / before) if before else None
+            for _ in range(count):
+                seen = random.multinomial(trials, [*chances, 1 - sum(chances)])
+                found = Pairs(*map(int, seen))
+                low, high = found.difference_interval()
+                held.append(low <= truth <= high)
+                if cut is not None:
+                    proven.append(found.reduction_proven(NOMINAL) > cut + 1e-6)
+                    refuted.append(found.reduction_possible(NOMINAL) < cut - 1e-6)
+            yield Cell(
+                "pairs",
+                name,
+                truth,
+                trials,
+                count,
+                float(np.mean(held)),
+                float(np.mean(proven)) if proven else None,
+                float(np.mean(refuted)) if refuted else None,
+            )
+
+
+PARTS: dict[str, Callable[[int, np.random.Generator], Iterator[Cell]]] = {
+    "fixed": fixed_plans,
+    "early": early_stops,
+    "strata": strata,
+    "prompts": prompts,
+    "weighted": weighted,
+    "pairs": pairs,
+}
+
+
+def row(cell: Cell) -> list[str]:
+    """Return a cell as a row of the table."""
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.2f}"
+
+    return [
+        cell.part,
+        cell.case,
+        f"{cell.truth:.4g}",
+        str(cell.trials),
+        str(cell.campaigns),
+        share(cell.coverage),
+        share(cell.false_pass),
+        share(cell.false_fail),
+        "" if cell.used is None else f"{cell.used:.0f}",
+        "" if cell.gain is None else f"{cell.gain:.2f}",
+        cell.beside,
+        "" if cell.keeps_its_promise else "BROKEN",
+    ]
+
+
+HEADERS = (
+    "part",
+    "case",
+    "truth %",
+    "trials",
+    "campaigns",
+    "held %",
+    "false pass %",
+    "false fail %",
+    "used",
+    "gain",
+    "beside",
+    "",
+)
+
+
+def main() -> int:
+    """Simulate, print the table, write the JSON; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--campaigns", type=int, default=10_000, help="campaigns a cell")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", help="write the cells there")
+    arguments = parser.parse_args()
+    cells: list[Cell] = []
+    for part in arguments.only:
+        started = time.perf_counter()
+        cells += PARTS[part](arguments.campaigns, np.random.default_rng(arguments.seed))
+        print(f"{part}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    print(tabulate([row(cell) for cell in cells], HEADERS, disable_numparse=True))
+    print(f"\nfixed plan that proves 0.5 %: {least_trials(0.5, NOMINAL)} trials without an SDC")
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(
+                {"nominal": NOMINAL, "cells": [asdict(cell) for cell in cells]}, file, indent=1
+            )
+    return 0 if all(cell.keeps_its_promise for cell in cells) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""What trials on some prompts say about prompts that were not asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ft2.verdict.betting import mean_interval
+
+__all__ = ["interval_for_new_prompts"]
+
+
+def interval_for_new_prompts(
+    counted: Sequence[tuple[int, int]], confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Return a two-sided interval of the rate over prompts like these, in per cent.
+
+    Trials on one prompt go wrong together, so it is the prompts that count: each gives one value,
+    its own rate. The exact interval of the pooled trials speaks of these prompts only, and is much
+    narrower.
+
+    Parameters
+    ----------
+    counted:
+        (events, trials) of each prompt. The prompts are taken for a random sample.
+    confidence:
+        Coverage, between 0 and 1.
+
+    Returns
+    -------
+    (float, float) or None
+        None where fewer than two prompts have trials.
+    """
+    rates = [events / trials for events, trials in counted if trials]
+    if len(rates) < 2:
+        return None
+    low, high = mean_interval(rates, confidence=confidence)
+    return 100 * low, 100 * high
