@@ -172,7 +172,7 @@ class _ChunkRun:
             self._report_problem(f"{self.plan.key}: {error}.")
             return
         limit = trial_timeout(item, self.plan, golden.seconds)
-        spec = RunSpec(protection=self.plan.protection, fault=fault)
+        spec = RunSpec(**self.plan.protected, fault=fault)
         result, run = self.goldens.run(number, spec, limit)
         proof = read_proof(run)
         outcome, error_text = judge(result, run, proof, golden.model_errors)

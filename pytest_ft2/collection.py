@@ -13,6 +13,7 @@ from pytest_ft2.items import Campaign, ChunkItem, GateItem
 from pytest_ft2.marks import MARK, SdcBudget, read_mark
 from pytest_ft2.options import Settings
 from pytest_ft2.plan import GatePlan
+from pytest_ft2.protections import protection_options
 
 __all__ = ["campaign_items", "late_marks", "refuse_unsupported"]
 
@@ -120,6 +121,7 @@ def _groups(
 ) -> dict[tuple[object, ...], list[pytest.Function]]:
     """Group a function's items into campaigns: by what the model depends on."""
     _check_function(functions[0])
+    protection_options(_protection(functions[0], settings), settings)
     closure = _model_closure(functions[0], settings)
     groups: dict[tuple[object, ...], list[pytest.Function]] = {}
     for item in functions:
@@ -160,6 +162,13 @@ def _check_function(function: pytest.Function) -> None:
         raise ValueError(
             f"the test uses unprotected_model, and its marker says protection={protection!r}"
         )
+
+
+def _protection(function: pytest.Function, settings: Settings) -> str:
+    """Return the name of the protection that the function's trials have."""
+    if "unprotected_model" in function.fixturenames:
+        return "none"
+    return read_mark(_mark(function)).protection or settings.protection
 
 
 def _model_closure(function: pytest.Function, settings: Settings) -> set[str]:
@@ -216,9 +225,7 @@ def _campaign(
     parent = first.parent
     assert parent is not None
     planned = budget.faults or settings.faults
-    protection = budget.protection or settings.protection
-    if "unprotected_model" in first.fixturenames:
-        protection = "none"
+    protection = _protection(first, settings)
     name = f"{first.originalname}[{label}]" if label else first.originalname
     start = f"{first.originalname}[{label}-" if label else f"{first.originalname}["
     plan = GatePlan(
@@ -233,6 +240,7 @@ def _campaign(
         due_budget=float(budget.due_budget),
         fault_model=budget.fault_model or settings.fault_model,
         protection=protection,
+        **protection_options(protection, settings),
         encoding=settings.encoding,
         golden=budget.golden,
         seed=settings.seed,

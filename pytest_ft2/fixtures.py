@@ -90,13 +90,20 @@ def _protected_model(request: pytest.FixtureRequest, model: Any) -> Generator[An
     In a gated test the trials protect it; the golden runs show what it does without.
     """
     from ft2.protection import protect
+    from pytest_ft2.protections import protection_options
 
     if request.config.stash.get(ACTIVE_RUN, None) is not None:
         yield model
         return
     mark = request.node.get_closest_marker(MARK)
     asked = None if mark is None else read_mark(mark).protection
-    with protect(model, policy=asked or request.config.stash[SETTINGS].protection):
+    settings = request.config.stash[SETTINGS]
+    policy = asked or settings.protection
+    try:
+        options = protection_options(policy, settings)
+    except ValueError as error:
+        pytest.fail(f"{request.node.nodeid}: {error}", pytrace=False)
+    with protect(model, policy=policy, **options):
         yield model
 
 

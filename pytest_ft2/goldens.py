@@ -236,9 +236,16 @@ class GoldenRunner:
     def _protected(self, number: int, made: GoldenSet, golden: Golden) -> Payload:
         if self.plan.protection == "none":
             return {"changed_by_protection": False, "corrected_values": 0}
-        spec = RunSpec(protection=self.plan.protection, record=True)
+        spec = RunSpec(**self.plan.protected, record=True)
         result, run = self._fault_free(made, number, spec)
         protected = run.golden
+        if run.attach_error is not None:
+            made.golden = None
+            made.problem = (
+                f"Protection {self.plan.protection} cannot be put on the model of "
+                f"{self._named(number)}: {run.attach_error}."
+            )
+            return {}
         if not result.passed or protected is None:
             sentence = (
                 f"Protection {self.plan.protection} alone, without a fault, makes "

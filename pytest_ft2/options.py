@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 __all__ = [
+    "CORRECTED_PROTECTIONS",
+    "CORRECTIONS",
     "ENCODINGS",
     "FAULT_MODELS",
+    "PROFILED_PROTECTIONS",
     "PROTECTIONS",
     "SETTINGS",
     "Settings",
@@ -23,7 +26,10 @@ __all__ = [
 
 # The names are repeated here because the registries they come from import torch; a test compares.
 FAULT_MODELS = ("1-bit", "2-bit", "exp")
-PROTECTIONS = ("ft2", "none")
+PROTECTIONS = ("ft2", "none", "ranger", "maximals", "global-clipper", "ft2-offline")
+PROFILED_PROTECTIONS = ("ranger", "maximals", "global-clipper", "ft2-offline")
+CORRECTED_PROTECTIONS = ("ft2", "ft2-offline")
+CORRECTIONS = ("clip", "zero")
 ENCODINGS = ("fp16", "bf16", "fp32", "fp64", "fp8-e4m3", "fp8-e5m2")
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 
@@ -44,6 +50,8 @@ class Settings:
     faults: int
     fault_model: str
     protection: str
+    bounds: Path | None
+    correction: str | None
     seed: int
     chunk: int | None
     encoding: str | None
@@ -118,6 +126,13 @@ def _file_to_write(text: str) -> Path:
     return path
 
 
+def _file_to_read(text: str) -> Path:
+    path = Path(text).absolute()
+    if not path.is_file():
+        raise ValueError("should be a file that is there")
+    return path
+
+
 def _trial(text: str) -> tuple[str, int]:
     test, _, trial = text.rpartition("#")
     if "::" not in test or not trial.isdecimal():
@@ -154,6 +169,24 @@ _OPTIONS = (
         f"policy on the model in trials: {', '.join(PROTECTIONS)}",
         "ft2",
         _one_of(PROTECTIONS),
+        shapes_a_trial=True,
+    ),
+    _Option(
+        "bounds",
+        "FILE",
+        "profiled bounds, as ft2.profile(...).save writes them; for "
+        + ", ".join(PROFILED_PROTECTIONS),
+        None,
+        _file_to_read,
+        shapes_a_trial=True,
+    ),
+    _Option(
+        "correction",
+        "NAME",
+        f"what {' and '.join(CORRECTED_PROTECTIONS)} do with values out of bounds: "
+        f"{', '.join(CORRECTIONS)}; default: clip",
+        None,
+        _one_of(CORRECTIONS),
         shapes_a_trial=True,
     ),
     _Option(
@@ -246,11 +279,13 @@ def read_settings(config: pytest.Config) -> Settings:
         given = config.getoption(option.ini)
         from_ini = config.getini(option.ini)
         text = given if given is not None else from_ini or option.default
+        # A file that the project's ini file names is the project's.
+        place = config.rootpath / text if text and option.name == "bounds" and not given else text
         try:
-            values[option.name] = None if text is None else option.read(text)
+            values[option.name] = None if place is None else option.read(str(place))
         except ValueError as error:
-            place = option.flag if given is not None else f"ini option {option.ini}"
-            raise pytest.UsageError(f"{place}: {error}, not {text!r}") from None
+            source = option.flag if given is not None else f"ini option {option.ini}"
+            raise pytest.UsageError(f"{source}: {error}, not {text!r}") from None
         if option.shapes_a_trial and (given is not None or option.ini in overridden):
             chosen.append(f"{option.flag}={text}")
     fixture = config.getini("ft2_model_fixture") or "ft2_model"

@@ -32,6 +32,10 @@ class GatePlan:
         Number of trials; 0 in a replay that does not say.
     chunk:
         Trials per item.
+    bounds:
+        The file with the protection's profiled bounds; None if it has none.
+    correction:
+        What it does with values out of bounds; None: as it has it.
     sets:
         Ids of the parameter sets that the campaign pools; trial i belongs to set i mod their
         number. An empty id where the test has no parameters.
@@ -53,6 +57,14 @@ class GatePlan:
     seed: int
     trial_timeout: float | None
     replay_options: tuple[str, ...]
+    bounds: str | None = None
+    correction: str | None = None
+
+    @property
+    def protected(self) -> dict[str, Any]:
+        """What a run of the test is told of its protection."""
+        names = ("protection", "bounds", "correction")
+        return {name: getattr(self, name) for name in names}
 
     @staticmethod
     def default_chunk(planned: int) -> int:

@@ -77,7 +77,7 @@ class Replay:
             if problem is None:
                 fault = sample_fault(plan, self._trial, golden)
                 self._golden = golden.golden
-                self._run = Run(RunSpec(protection=plan.protection, fault=fault, record=True))
+                self._run = Run(RunSpec(**plan.protected, fault=fault, record=True))
                 seed_everything(plan.seed, f"{plan.key}\n{plan.sets[number]}")
             hooks = item.ihook
             hooks.pytest_runtest_logstart(nodeid=chosen.nodeid, location=chosen.location)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -31,6 +31,10 @@ class RunSpec:
     ----------
     protection:
         Name of the policy.
+    bounds:
+        The file with its profiled bounds, for policies that need them.
+    correction:
+        What it does with values out of bounds; None: as it has it.
     fault:
         The fault to inject, if any.
     record:
@@ -40,6 +44,8 @@ class RunSpec:
     """
 
     protection: str = "none"
+    bounds: str | None = None
+    correction: Literal["clip", "zero"] | None = None
     fault: Fault | None = None
     record: bool = False
     noise: int | None = None
@@ -110,7 +116,12 @@ class Run(Listener):
                 attached.callback(talk_noise(model, self.spec.noise).remove)
             if self.spec.protection != "none":
                 self._protection = attached.enter_context(
-                    protect(model, policy=self.spec.protection)
+                    protect(
+                        model,
+                        policy=self.spec.protection,
+                        bounds=self.spec.bounds,
+                        correction=self.spec.correction,
+                    )
                 )
             if self.spec.fault is not None:
                 self.injection = attached.enter_context(inject(model, self.spec.fault))

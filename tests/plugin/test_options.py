@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ft2.faults import FAULT_MODELS, FORMATS
+from ft2.protection.correction import CORRECTIONS
 from ft2.protection.policies import POLICIES
 from pytest_ft2 import options
 from pytest_ft2.marks import SIGNATURE, _signature, read_mark
@@ -17,6 +18,8 @@ FLAGS = [
     "faults",
     "fault-model",
     "protection",
+    "bounds",
+    "correction",
     "seed",
     "chunk",
     "encoding",
@@ -33,7 +36,9 @@ BAD = [
     ("faults", "-1", "should be a whole number from 0"),
     ("faults", "1.5", "should be a whole number from 0"),
     ("fault-model", "3-bit", "should be one of 1-bit, 2-bit, exp"),
-    ("protection", "magic", "should be one of ft2, none"),
+    ("protection", "magic", f"should be one of {', '.join(options.PROTECTIONS)}"),
+    ("bounds", "no/such/file.json", "should be a file that is there"),
+    ("correction", "round", "should be one of clip, zero"),
     ("seed", "x", "should be a whole number from 0"),
     ("chunk", "0", "should be a whole number from 1"),
     ("encoding", "fp7", "should be one of fp16, bf16, fp32, fp64, fp8-e4m3, fp8-e5m2"),
@@ -133,6 +138,9 @@ def test_the_names_are_those_of_the_registries() -> None:
     assert set(options.FAULT_MODELS) == set(FAULT_MODELS)
     assert set(options.PROTECTIONS) == set(POLICIES)
     assert set(options.ENCODINGS) == set(FORMATS)
+    assert set(options.CORRECTIONS) == set(CORRECTIONS)
+    profiled = {name for name, each in POLICIES.items() if hasattr(each, "places")}
+    assert set(options.PROFILED_PROTECTIONS) == profiled
 
 
 def asked(project: Project, *arguments: str) -> tuple[object, ...]:
