@@ -13,6 +13,7 @@ from torch import nn
 from ft2.forward import Clock, Forward, Listener
 from ft2.layers import unwrap
 from ft2.protection.policies import make_policy
+from ft2.protection.policy import Policy
 from ft2.protection.profile import Profile
 from ft2.protection.settings import PolicySettings
 
@@ -68,6 +69,11 @@ class Protection(Listener):
         if on_detection is not None:
             Clock.listen(self.model, self)
         self._attached = True
+
+    @property
+    def policy(self) -> Policy:
+        """What is attached."""
+        return self._policy
 
     @property
     def counts(self) -> list[int]:

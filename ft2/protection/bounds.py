@@ -31,26 +31,29 @@ class Corrections:
     ----------
     requests:
         How many requests.
+
+    Attributes
+    ----------
+    counters:
+        Of each device that has corrected, int64 (requests,).
     """
 
     def __init__(self, requests: int) -> None:
         self.requests = requests
-        self._counters: dict[torch.device, Tensor] = {}
+        self.counters: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Tensor:
         """Return the device's counter, int64 (requests,), to be updated in place."""
-        if device not in self._counters:
+        if device not in self.counters:
             # Made outside inference mode, a tensor can be updated inside and outside of it.
             with torch.inference_mode(False):
-                self._counters[device] = torch.zeros(
-                    self.requests, dtype=torch.int64, device=device
-                )
-        return self._counters[device]
+                self.counters[device] = torch.zeros(self.requests, dtype=torch.int64, device=device)
+        return self.counters[device]
 
     def totals(self) -> list[int]:
         """Return the sum over all devices for each request; this waits for them."""
         totals = [0] * self.requests
-        for counter in self._counters.values():
+        for counter in self.counters.values():
             totals = [a + b for a, b in zip(totals, counter.tolist(), strict=True)]
         return totals
 
@@ -161,6 +164,38 @@ class RequestBounds:
         bounds = self._learned.get(key)
         return None if bounds is None else (bounds[0], bounds[1])
 
+    def join(self, requests: Tensor, other: RequestBounds, theirs: Tensor) -> None:
+        """Let requests go on where requests of another call stand, with their bounds and counts.
+
+        Parameters
+        ----------
+        requests:
+            int64 (joining,): which of these; what they had is overwritten.
+        other:
+            Where the others have learned; its layers must be those of the requests here.
+        theirs:
+            int64 (joining,): which of those.
+
+        Raises
+        ------
+        NotImplementedError
+            If experts have bounds: those are learned while a request goes on.
+        """
+        if other._cells:
+            raise NotImplementedError("experts learn bounds while a request goes on")
+        with torch.inference_mode(False), torch.no_grad():
+            for place, table in other._tables.items():
+                if place not in self._tables:
+                    self._tables[place] = _Table(self.requests, *place)
+                    self._learned |= self._tables[place].adopt(table)
+                self._tables[place].join(requests, table, theirs)
+            self.settle()
+            for table in self._tables.values():
+                table.widen_again(self.scale)
+            for device, counter in other.corrections.counters.items():
+                here = self.corrections.on(device)
+                here[requests.to(device)] = counter[theirs.to(device)]
+
     def protect(self, key: Key, output: Tensor, real: Tensor | None, live: Tensor | None) -> Tensor:
         """Learn from a layer's output or restrict it, and return what goes on in its place.
 
@@ -222,6 +257,17 @@ class _Table:
         self._dtype = dtype
         self._keys: list[Key] = []
         self._chunks: list[Tensor] = []
+        self._widened: list[Tensor] = []
+
+    def adopt(self, other: _Table) -> dict[Key, Tensor]:
+        """Have a place for each key of `other`, in its order; return them as :meth:`add` does."""
+        return {key: self.add(key) for key in other._keys}
+
+    def join(self, requests: Tensor, other: _Table, theirs: Tensor) -> None:
+        """Copy what was learned for requests of `other` to requests here."""
+        requests, theirs = requests.to(self._device), theirs.to(self._device)
+        for here, there in zip(self._chunks, other._chunks, strict=True):
+            here.index_copy_(2, requests, there.index_select(2, theirs))
 
     def add(self, key: Key) -> Tensor:
         """Return bounds (2, requests) for `key` that nothing was learned for."""
@@ -239,14 +285,20 @@ class _Table:
 
     def widened(self, scale: float) -> dict[Key, Tensor]:
         """Return bounds (2, requests), widened, for every key."""
-        found: list[Tensor] = []
         with torch.inference_mode(False), torch.no_grad():
-            for chunk in self._chunks:
-                low, high = chunk[:, 0].flatten(), chunk[:, 1].flatten()
-                both = widen(low, high, scale, self._dtype, len(low))
-                shape = (_CHUNK, self._requests)
-                found.extend(torch.stack([each.view(shape) for each in both], 1))
+            self._widened = [self._widen(chunk, scale) for chunk in self._chunks]
+        found = (bounds for chunk in self._widened for bounds in chunk)
         return dict(zip(self._keys, found, strict=False))
+
+    def widen_again(self, scale: float) -> None:
+        """Widen anew what :meth:`widened` returned, in place."""
+        for widened, chunk in zip(self._widened, self._chunks, strict=True):
+            widened.copy_(self._widen(chunk, scale))
+
+    def _widen(self, chunk: Tensor, scale: float) -> Tensor:
+        low, high = chunk[:, 0].flatten(), chunk[:, 1].flatten()
+        both = widen(low, high, scale, self._dtype, len(low))
+        return torch.stack([each.view(_CHUNK, self._requests) for each in both], 1)
 
 
 class VectorBounds:

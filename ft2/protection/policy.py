@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ft2.forward import Call, Clock, Listener, Tap
 
@@ -51,3 +51,28 @@ class Policy(Listener, ABC):
     @abstractmethod
     def left_first_token(self) -> bool:
         """Whether anything was protected after a first token."""
+
+    def requests_of(self, call: Call) -> object:
+        """Return what is known of a call's requests, for :meth:`join`; also of another policy."""
+        return None
+
+    def join(self, call: Call, rows: int, requests: Tensor, others: object, theirs: Tensor) -> None:
+        """Let requests of a call go on where requests of another call stand.
+
+        Parameters
+        ----------
+        call, rows:
+            The call that they join, and how many rows its forwards have, each a request.
+        requests:
+            int64 (joining,): which of its requests; what these had is overwritten.
+        others:
+            What :meth:`requests_of` returned for the other call, by a policy of this kind.
+        theirs:
+            int64 (joining,): which of those requests.
+
+        Raises
+        ------
+        NotImplementedError
+            If a request cannot be moved; unless overridden, none can.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not move requests between calls")

@@ -77,6 +77,16 @@ class FirstTokenPolicy(Policy):
     def left_first_token(self) -> bool:
         return self._left_first_token
 
+    def requests_of(self, call: Call) -> object:
+        return self._bounds[call]
+
+    def join(self, call: Call, rows: int, requests: Tensor, others: object, theirs: Tensor) -> None:
+        assert isinstance(others, RequestBounds)
+        if call not in self._bounds:
+            self._bounds[call] = RequestBounds(rows, 1, self._scale)
+            self._corrections.append(self._bounds[call].corrections)
+        self._bounds[call].join(requests, others, theirs)
+
     def forward_started(self, forward: Forward) -> None:
         call = forward.call
         bounds = self._bounds.get(call)

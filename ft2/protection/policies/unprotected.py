@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from ft2.forward import Call, Clock, Tap
 from ft2.layers import Projection
@@ -34,3 +34,6 @@ class UnprotectedPolicy(Policy):
     @property
     def left_first_token(self) -> bool:
         return False
+
+    def join(self, call: Call, rows: int, requests: Tensor, others: object, theirs: Tensor) -> None:
+        pass
