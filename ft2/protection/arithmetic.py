@@ -15,7 +15,6 @@ __all__ = [
     "learn",
     "record_vectors",
     "restrict",
-    "restrict_vectors",
     "widen",
 ]
 
@@ -183,35 +182,6 @@ def record_vectors(
     highest = torch.where(is_seen, seen, -torch.inf).amax(1)
     low.scatter_reduce_(0, cell, lowest.to(low.dtype), "amin")
     high.scatter_reduce_(0, cell, highest.to(high.dtype), "amax")
-
-
-def restrict_vectors(
-    values: Tensor,
-    counted: Tensor | None,
-    below: Tensor,
-    above: Tensor,
-    request: Tensor,
-    corrected: Tensor,
-) -> Tensor:
-    """Clip vectors to bounds of their own as :func:`restrict` does; NaN becomes 0 first.
-
-    Parameters
-    ----------
-    values:
-        (vectors, columns), any floating-point dtype.
-    counted:
-        bool (vectors,), False where corrections are not counted; None when all count.
-    below, above:
-        (vectors,), in the dtype of the bounds.
-    request:
-        int64 (vectors,): whose each is.
-    corrected:
-        int64 (requests,), updated in place.
-    """
-    clean = torch.nan_to_num(values, nan=0.0)
-    restricted = torch.clamp(clean, below[:, None], above[:, None]).to(values.dtype)
-    _count((restricted != values).detach(), counted, request, corrected)
-    return restricted
 
 
 def _count(wrong: Tensor, counted: Tensor | None, request: Tensor, corrected: Tensor) -> None:

@@ -12,10 +12,10 @@ from ft2.protection.arithmetic import (
     bounds_dtype,
     clean_vectors,
     record_vectors,
-    restrict_vectors,
     widen,
 )
-from ft2.protection.kernels import learn, native_operations, restrict
+from ft2.protection.correction import CLIP, Correction
+from ft2.protection.kernels import learn, native_operations
 
 __all__ = ["Corrections", "Key", "NativeRestriction", "RequestBounds", "Where"]
 
@@ -117,12 +117,17 @@ class RequestBounds:
         How many of them belong to one request.
     scale:
         How far bounds are widened, at least 1.
+    correction:
+        What is done with values out of bounds.
     """
 
-    def __init__(self, rows: int, rows_per_request: int, scale: float) -> None:
+    def __init__(
+        self, rows: int, rows_per_request: int, scale: float, correction: Correction = CLIP
+    ) -> None:
         self.rows = rows
         self.requests = rows // rows_per_request if rows % rows_per_request == 0 else rows
         self.scale = scale
+        self.correction = correction
         self.corrections = Corrections(self.requests)
         self._tables: dict[tuple[torch.device, torch.dtype], _Table] = {}
         self._learned: dict[Key, Tensor] = {}
@@ -213,7 +218,7 @@ class RequestBounds:
         corrected = self.corrections.on(output.device)
         bounds = self._widened.get(key)
         if bounds is not None:
-            return restrict(output, live, bounds, corrected)
+            return self.correction.restrict(output, live, bounds, corrected)
         # A layer that the prompt did not run learns on the step that first runs it.
         if key not in self._learned:
             place = (output.device, output.dtype)
@@ -236,7 +241,7 @@ class RequestBounds:
         """
         if key not in self._cells:
             low, high = _nothing_learned(where.matrices * self.requests, values)
-            self._cells[key] = VectorBounds(low, high, values.dtype)
+            self._cells[key] = VectorBounds(low, high, values.dtype, self.correction)
         return self._cells[key].protect(values, where, self.corrections.on(values.device))
 
 
@@ -307,10 +312,13 @@ class VectorBounds:
     An expert that no token of a request's prompt chose learns on the step that first runs it.
     """
 
-    def __init__(self, low: Tensor, high: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, low: Tensor, high: Tensor, dtype: torch.dtype, correction: Correction
+    ) -> None:
         self._low = low
         self._high = high
         self._dtype = dtype
+        self._correction = correction
         self._widened: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -336,7 +344,10 @@ class VectorBounds:
         below, above, unknown = (each[where.cell] for each in self._widened)
         below = torch.where(speaks, below, below.clamp(max=0))
         above = torch.where(speaks, above, above.clamp(min=0))
-        restricted = restrict_vectors(values, where.live, below, above, where.request, corrected)
+        bounds = torch.stack([below, above])
+        restricted = self._correction.restrict_vectors(
+            values, where.live, bounds, where.request, corrected
+        )
         record_vectors(values, unknown & seen, where.cell, self._low, self._high)
         return restricted
 

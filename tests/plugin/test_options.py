@@ -203,6 +203,8 @@ def test_without_faults_a_marker_starts_no_campaign(project: Project) -> None:
     result.stdout.fnmatch_lines(["ft2: 1 gated test ran once, without faults*"])
 
 
+_PROTECTIONS = ", ".join(map(repr, (None, *options.PROTECTIONS)))
+
 BAD_MARKERS = [
     ("", "missing a required argument: 'percent'; write sdc_budget(percent, "),
     ("1, 2", "too many positional arguments; write sdc_budget("),
@@ -219,8 +221,8 @@ BAD_MARKERS = [
     ("1, faults=0", "faults should be None or a whole number from 1, not 0"),
     ("1, faults=2.0", "faults should be None or a whole number from 1, not 2.0"),
     ("1, fault_model='3-bit'", "fault_model should be one of None, '1-bit', '2-bit', 'exp', not"),
-    ("1, protection='magic'", "protection should be one of None, 'ft2', 'none', not 'magic'"),
-    ("1, protection=['ft2']", "protection should be one of None, 'ft2', 'none', not ['ft2']"),
+    ("1, protection='magic'", f"protection should be one of {_PROTECTIONS}, not 'magic'"),
+    ("1, protection=['ft2']", f"protection should be one of {_PROTECTIONS}, not ['ft2']"),
     ("1, golden='maybe'", "golden should be one of 'require', 'exclude', not 'maybe'"),
     ("1, per='test'", "per should be one of 'model', 'params', not 'test'"),
 ]

@@ -65,7 +65,7 @@ def test_a_marker_chooses_a_protection_and_the_ini_file_its_bounds(project: Proj
     project.pytester.makepyfile(test_it=_GATE.replace("(100)", '(100, protection="maximals")'))
     _save_profile(project, "maximals")
     with (project.path / "tox.ini").open("a") as file:
-        file.write("ft2_bounds = profile.json\n")
+        file.write("\nft2_bounds = profile.json\n")
     below = project.path / "below"
     below.mkdir()
     (project.path / "test_it.py").rename(below / "test_it.py")
@@ -144,9 +144,8 @@ def test_a_correction_is_chosen_for_ft2s_layers_and_refused_for_others(project: 
             f"--ft2-correction={correction}",
             "--ft2-json=out.json",
         )
-        outcomes_of[correction] = [
-            each["outcome"] for each in project.json()["campaigns"][0]["trials"]
-        ]
+        trials = project.json()["campaigns"][0]["trials"]
+        outcomes_of[correction] = [each["outcome"] for each in trials]
     assert outcomes_of["clip"] != outcomes_of["zero"]
 
 

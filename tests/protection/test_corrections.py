@@ -12,6 +12,7 @@ import ft2
 from ft2.protection.arithmetic import widen
 from tests.protection.watch import generate, learned, prompts, watching
 from tests.tiny_models import ARCHITECTURES, tiny_model
+from tests.zoo.configs import small_model
 
 UP = "model.layers.0.mlp.up_proj"
 HALVES = [torch.float16, torch.bfloat16]
@@ -47,6 +48,60 @@ def test_a_huge_value_in_a_later_step_is_clipped_to_the_bound(dtype: torch.dtype
         assert abs(injection.after) > abs(bound), "the fault is out of bounds"
         assert watch.passed_on[3][0, 0, neuron] == bound
         assert sum(protection.counts) >= 1
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_out_of_bounds_is_set_to_zero_where_that_is_asked_for(
+    dtype: torch.dtype, architecture: str
+) -> None:
+    model = tiny_model(architecture, dtype=dtype)
+    layer = {"llama": UP, "gpt2": "transformer.h.0.attn.c_attn"}[architecture]
+    # The last columns of the fused layer are values, its first are queries.
+    values = [torch.inf, -torch.inf, torch.nan, torch.finfo(dtype).max]
+    strikes = {1: {(0, 0, column - 4): value for column, value in enumerate(values)}}
+    found: list[ft2.Detection] = []
+    with (
+        ft2.protect(model, correction="zero", on_detection=found.append) as protection,
+        watching(model, layer, 1, strikes) as watch,
+    ):
+        generate(model, prompts(), max_new_tokens=2)
+    assert watch.passed_on[1][0, 0, -4:].tolist() == [0.0] * 4
+    assert torch.equal(watch.passed_on[1][0, 0, :-4], watch.computed[1][0, 0, :-4])
+    assert sum(protection.counts) >= 4
+    assert [each.step for each in found] == [1]
+
+
+def test_zero_and_clip_learn_the_same_and_leave_the_same_alone() -> None:
+    model = tiny_model()
+    ids = prompts(3)
+    counts = []
+    for correction in ("clip", "zero"):
+        with ft2.protect(model, correction=correction) as protection:
+            model(ids, use_cache=False)
+            low, high = learned(protection, UP)
+        counts.append((protection.counts, low.tolist(), high.tolist()))
+    assert counts[0] == counts[1]
+
+
+def test_experts_are_set_to_zero_where_that_is_asked_for() -> None:
+    model = small_model("mixtral")
+    ids = prompts() % 50 + 4
+    said = {}
+    for correction in ("clip", "zero"):
+        # At scale 1, later tokens leave the first one's bounds without any fault.
+        with ft2.protect(model, scale=1.0, correction=correction) as protection:
+            output: Any = generate(
+                model, ids, output_logits=True, return_dict_in_generate=True, max_new_tokens=5
+            )
+        assert sum(protection.counts) > 0
+        said[correction] = torch.stack(output.logits)
+    assert not torch.equal(said["clip"], said["zero"])
+
+
+def test_an_unknown_correction_is_refused_by_naming_the_known() -> None:
+    with pytest.raises(ValueError, match=r"^unknown correction 'round': use one of clip, zero$"):
+        ft2.protect(tiny_model(), correction="round")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.25, 2.0, 3.0])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ft2.forward import Call, Clock, Forward, Order, Tap, Vectors, attach, by_row, fit_tokens
 from ft2.layers import Projection, UnsupportedModelError, projections
 from ft2.protection.bounds import Corrections, Key, NativeRestriction, RequestBounds, Where
+from ft2.protection.correction import CLIP
 from ft2.protection.policy import Policy
 from ft2.protection.settings import PolicySettings
 
@@ -31,11 +32,13 @@ class FirstTokenPolicy(Policy):
     Parameters
     ----------
     settings:
-        How far learned bounds are widened (section 4.2.1: 2).
+        How far learned bounds are widened (section 4.2.1: 2), and what is done with values out of
+        them (section 4.3: they are clipped; the paper's artifact sets them to zero).
     """
 
     def __init__(self, settings: PolicySettings) -> None:
         self._scale = settings.scale_or(_SCALE)
+        self._correction = settings.correction_or(CLIP)
         self._bounds: WeakKeyDictionary[Call, RequestBounds] = WeakKeyDictionary()
         self._corrections: deque[Corrections] = deque(maxlen=1000)
         self._left_first_token = False
@@ -91,12 +94,16 @@ class FirstTokenPolicy(Policy):
         call = forward.call
         bounds = self._bounds.get(call)
         if bounds is None or bounds.rows != forward.rows:
-            bounds = RequestBounds(forward.rows, call.rows_per_request, self._scale)
+            bounds = RequestBounds(
+                forward.rows, call.rows_per_request, self._scale, self._correction
+            )
             self._bounds[call] = bounds
             self._corrections.append(bounds.corrections)
         if not forward.is_first_token:
             bounds.settle()
-            self._native = bounds.native(self._keys)
+            # What is native clips.
+            if self._correction is CLIP:
+                self._native = bounds.native(self._keys)
         self._left_first_token |= bounds.settled
         self._current = bounds
         self._real = self._live = forward.real
