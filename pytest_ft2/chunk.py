@@ -15,6 +15,7 @@ from pytest_ft2.judgement import first_line, judge, machine_error, read_proof, s
 from pytest_ft2.options import SETTINGS
 from pytest_ft2.plan import GatePlan, Payload
 from pytest_ft2.reports import send
+from pytest_ft2.stops import is_stopped
 from pytest_ft2.timeouts import trial_timeout
 
 __all__ = ["run_chunk", "sample_fault"]
@@ -77,7 +78,7 @@ class _ChunkRun:
 
     def run(self) -> None:
         """Run golden runs, then trials, then a golden run again; keep the harness's errors."""
-        if self._device_is_lost():
+        if self._device_is_lost() or self._is_stopped():
             return
         sets = self._sets()
         # Each set's assertion is tried once in the whole session: beside the set's first trial.
@@ -89,6 +90,8 @@ class _ChunkRun:
         if not trials:
             return
         for trial, number in trials:
+            if self._is_stopped():
+                break
             # Said before anything runs, so that it is known in which trial a process died.
             self._announce("begins", trial=trial)
             self._run_trial(trial, number)
@@ -98,6 +101,10 @@ class _ChunkRun:
         problem = self.goldens.again(trials[-1][1])
         if problem is not None:
             self._report_problem(problem)
+
+    def _is_stopped(self) -> bool:
+        """Whether the campaign's first trials, none of them here, have decided it."""
+        return is_stopped(self.chunk.config, self.plan.key)
 
     def _trials(self) -> list[int]:
         """Return the trials to run: all, when the chunk runs again, but those that ended it."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from _pytest.skipping import evaluate_skip_marks
 
+from ft2.verdict import Budget, never_passes
 from pytest_ft2.items import Campaign, ChunkItem, GateItem
 from pytest_ft2.marks import MARK, SdcBudget, read_mark
 from pytest_ft2.options import Settings
@@ -244,9 +245,13 @@ def _campaign(
         encoding=settings.encoding,
         golden=budget.golden,
         seed=settings.seed,
+        stop=settings.stop,
         trial_timeout=settings.trial_timeout,
         replay_options=settings.chosen_options,
     )
+    hopeless = never_passes(planned, Budget(plan.budget, plan.due_budget, plan.confidence))
+    if planned and hopeless is not None:
+        first.warn(pytest.PytestWarning(f"{plan.key}: {hopeless}."))
     campaign = Campaign(plan, running)
     campaign.chunks = [
         ChunkItem.from_parent(

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ft2.report import CampaignResult
-from ft2.verdict import Budget, Counts, decide, is_lost_already
+from ft2.verdict import (
+    Budget,
+    Counts,
+    Verdict,
+    decide,
+    decide_early,
+    is_lost_already,
+    stopping_rule,
+)
 from pytest_ft2.plan import GatePlan, Payload
 
 __all__ = ["CampaignLedger", "Ledger"]
@@ -41,6 +49,9 @@ class CampaignLedger:
         The chunks that ran to their end.
     noise_holds:
         Of each parameter set that was tried, whether its assertion holds on noise.
+    stopped_after:
+        How many first trials, none of them missing, decided a gate that may stop early; None where
+        all are needed, or not enough are in.
     """
 
     plan: GatePlan
@@ -54,6 +65,8 @@ class CampaignLedger:
     running: dict[str, int] = field(default_factory=dict)
     crashes: dict[str, list[int]] = field(default_factory=dict)
     ended_chunks: set[str] = field(default_factory=set)
+    stopped_after: int | None = None
+    _first: Counts | None = None
 
     def note(self, sentence: str) -> None:
         """Add a problem, once."""
@@ -85,6 +98,26 @@ class CampaignLedger:
                 f"Trial {record['trial']} ran twice and ended differently ({known['outcome']}, "
                 f"{record['outcome']}): outcomes must not depend on where or when a trial runs."
             )
+        if self.plan.stop == "early" and self.stopped_after is None:
+            self._look()
+
+    def _look(self) -> None:
+        """Look at the trials in their order, up to the first that is missing, one by one."""
+        planned = self.plan.planned
+        first = self._first or Counts(planned, 0, 0, 0)
+        rule = stopping_rule(planned, self.budget)
+        while (record := self.trials.get(first.seen)) and record["outcome"] is not None:
+            outcome = record["outcome"]
+            first = Counts(
+                planned,
+                first.masked + (outcome == "masked"),
+                first.sdc + (outcome == "sdc"),
+                first.due + (outcome == "due"),
+            )
+            if first.seen < planned and rule.decide(first) is not None:
+                self.stopped_after = first.seen
+                break
+        self._first = first
 
     def crashed(self, chunk_id: str) -> Payload | None:
         """Record that the process running a chunk died: what it had begun is a DUE.
@@ -127,9 +160,15 @@ class CampaignLedger:
 
     @property
     def counts(self) -> Counts:
-        """Outcomes of the planned trials."""
-        outcomes = Counter(record["outcome"] for record in self.trials.values())
+        """Outcomes of the planned trials; of the first ones where they decided."""
+        outcomes = Counter(record["outcome"] for record in self.counted.values())
         return Counts(self.plan.planned, outcomes["masked"], outcomes["sdc"], outcomes["due"])
+
+    @property
+    def counted(self) -> dict[int, Payload]:
+        """The trials that the verdict is of, by number: those behind the deciding ones are not."""
+        end = self.plan.planned if self.stopped_after is None else self.stopped_after
+        return {number: self.trials[number] for number in sorted(self.trials) if number < end}
 
     @property
     def budget(self) -> Budget:
@@ -139,8 +178,8 @@ class CampaignLedger:
     @property
     def decided(self) -> bool:
         """Whether the verdict is certain even if no more reports come."""
-        complete = self.ended and self.counts.seen == self.plan.planned
-        return complete or is_lost_already(self.counts, self.budget)
+        enough = self.stopped_after is not None or self.counts.seen == self.plan.planned
+        return (self.ended and enough) or is_lost_already(self.counts, self.budget)
 
     @property
     def all_skipped(self) -> str | None:
@@ -190,7 +229,7 @@ class CampaignLedger:
         ]
         errors = [
             (number, record["error"])
-            for number, record in sorted(self.trials.items())
+            for number, record in self.counted.items()
             if record["outcome"] is None
         ]
         if errors:
@@ -203,7 +242,7 @@ class CampaignLedger:
                 f"This assertion holds{self._for_sets(deaf)} when the model talks noise, so it "
                 "cannot see a wrong answer: assert on what the model says."
             )
-        dealt = {record["params"] for record in self.trials.values()} - {None}
+        dealt = {record["params"] for record in self.counted.values()} - {None}
         if not found and (dealt - self.noise_holds.keys() or (self.trials and not dealt)):
             found.append("Whether the assertion can fail at all was not tried.")
         if not self.ended and not found:
@@ -217,8 +256,9 @@ class CampaignLedger:
         """Return the campaign's result; it has a verdict when finished or already decided."""
         verdict = None
         if self.gate_selected and self.all_skipped is None and (finished or self.decided):
-            verdict = decide(self.counts, self.budget, self.all_problems())
-            if not finished and self.counts.seen < self.plan.planned:
+            verdict = self._verdict()
+            stopped = self.ended and self.stopped_after is not None
+            if not finished and not stopped and self.counts.seen < self.plan.planned:
                 verdict = decide(_as_masked(self.counts), self.budget)
         known = [_fullest(runs) for runs in self.golden.values()]
         shares = [each["share_outside"] for each in known if "share_outside" in each]
@@ -242,11 +282,34 @@ class CampaignLedger:
             excluded=self.excluded,
             trials=[
                 {name: value for name, value in record.items() if name not in ("kind", "campaign")}
-                for _, record in sorted(self.trials.items())
+                for record in self.counted.values()
             ],
+            stop=self._stop(),
             share_outside=sum(shares) / len(shares) if shares else None,
             replay_options=self.plan.replay_options,
         )
+
+    def _verdict(self) -> Verdict:
+        counts, problems = self.counts, self.all_problems()
+        enough = self.stopped_after is not None or counts.seen == counts.planned
+        # With a trial missing among the first, what has come in is no prefix to decide from.
+        if self.plan.stop == "early" and enough:
+            return decide_early(counts, self.budget, problems)
+        return decide(counts, self.budget, problems)
+
+    @property
+    def saved(self) -> int:
+        """Planned trials that stopping early spared."""
+        return 0 if self.stopped_after is None else self.plan.planned - len(self.trials)
+
+    def _stop(self) -> Payload | None:
+        if self.plan.stop != "early":
+            return None
+        return {
+            "after": self.stopped_after,
+            "saved": self.saved,
+            "not_counted": len(self.trials) - len(self.counted),
+        }
 
     def _order(self, params: str) -> int:
         return self.plan.sets.index(params) if params in self.plan.sets else len(self.plan.sets)

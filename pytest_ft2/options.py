@@ -31,6 +31,7 @@ PROFILED_PROTECTIONS = ("ranger", "maximals", "global-clipper", "ft2-offline")
 CORRECTED_PROTECTIONS = ("ft2", "ft2-offline")
 CORRECTIONS = ("clip", "zero")
 ENCODINGS = ("fp16", "bf16", "fp32", "fp64", "fp8-e4m3", "fp8-e5m2")
+STOPS = ("never", "early")
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 
@@ -53,6 +54,7 @@ class Settings:
     bounds: Path | None
     correction: str | None
     seed: int
+    stop: str
     chunk: int | None
     encoding: str | None
     trial_timeout: float | None
@@ -196,6 +198,13 @@ _OPTIONS = (
         "0",
         _whole(0),
         shapes_a_trial=True,
+    ),
+    _Option(
+        "stop",
+        "WHEN",
+        "early: run no more trials once the first of them decide a gate; never: run all",
+        "never",
+        _one_of(STOPS),
     ),
     _Option(
         "chunk", "K", "trials per item; default: 50, more for large campaigns", None, _whole(1)

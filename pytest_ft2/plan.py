@@ -36,6 +36,8 @@ class GatePlan:
         The file with the protection's profiled bounds; None if it has none.
     correction:
         What it does with values out of bounds; None: as it has it.
+    stop:
+        ``early`` where the first trials may decide the gate, else ``never``.
     sets:
         Ids of the parameter sets that the campaign pools; trial i belongs to set i mod their
         number. An empty id where the test has no parameters.
@@ -59,6 +61,7 @@ class GatePlan:
     replay_options: tuple[str, ...]
     bounds: str | None = None
     correction: str | None = None
+    stop: str = "never"
 
     @property
     def protected(self) -> dict[str, Any]:

@@ -75,6 +75,10 @@ def _activate(config: pytest.Config, settings: Settings) -> None:
     owner = Owner(config, settings)
     plugins.register(owner, "ft2-owner")
     plugins.register(Progress(owner), "ft2-progress")
+    if settings.stop == "early":
+        from pytest_ft2.stops import EarlyStops
+
+        plugins.register(EarlyStops(config, owner.ledger), "ft2-early-stops")
     if plugins.hasplugin("xdist"):
         from pytest_ft2.workers import WorkerHooks
 

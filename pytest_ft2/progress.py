@@ -70,7 +70,8 @@ class Progress:
             chunks = [chunk for chunk in map(_CHUNK.search, self._ids) if chunk]
             trials = sum(int(chunk["last"]) - int(chunk["first"]) + 1 for chunk in chunks)
             self._total = len(self._ids) + trials
-        done, total = len(self._done), max(1, self._total, len(self._done))
+        saved = sum(campaign.saved for campaign in self._owner.ledger.campaigns.values())
+        done, total = len(self._done), max(1, self._total - saved, len(self._done))
         if self._counts:
             return f" [{done:{len(str(total))}d}/{total}]"
         return f" [{100 * done // total:3d}%]"

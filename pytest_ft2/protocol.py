@@ -12,6 +12,7 @@ from pytest_ft2.golden_items import adopt
 from pytest_ft2.items import ChunkItem, GateItem, tear_down
 from pytest_ft2.options import Settings
 from pytest_ft2.reports import send
+from pytest_ft2.selection import put_chunks_in_order
 
 __all__ = ["Campaigns"]
 
@@ -38,6 +39,9 @@ class Campaigns:
         if late is not None:
             _refuse(config, late)
             items.clear()
+        if self._settings.stop == "early":
+            # Shuffled, the first trials would often be among the last to run.
+            put_chunks_in_order(items)
         for item in items:
             if isinstance(item, GateItem):
                 adopt(item.campaign)

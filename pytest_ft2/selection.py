@@ -1,4 +1,4 @@
-"""Bring a failed gate's trials back when ``--lf`` reruns it."""
+"""Which trials run, and in which order: a failed gate's again, and the first ones first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from pytest_ft2.items import ChunkItem, GateItem
 
-__all__ = ["FailedGates"]
+__all__ = ["FailedGates", "put_chunks_in_order"]
 
 
 class FailedGates:
@@ -68,6 +68,19 @@ class _KeptBack:
             self._kept[gate] = chunks
             there.difference_update(chunks)
         items[:] = [item for item in items if item in there]
+
+
+def put_chunks_in_order(items: list[pytest.Item]) -> None:
+    """Let each gate's chunks run in the order of their trials, in the places that they have."""
+    places: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        if isinstance(item, ChunkItem):
+            places.setdefault(item.campaign.plan.key, []).append(place)
+    for taken in places.values():
+        chunks = [item for place in taken if isinstance(item := items[place], ChunkItem)]
+        chunks.sort(key=lambda chunk: chunk.trials.start)
+        for place, chunk in zip(taken, chunks, strict=True):
+            items[place] = chunk
 
 
 def _insert_before(gate: GateItem, chunks: list[ChunkItem], items: list[pytest.Item]) -> None:

@@ -62,6 +62,7 @@ def _campaign(result: CampaignResult) -> dict[str, Any]:
         "masked": result.counts.masked,
         "sdc": result.counts.sdc,
         "due": result.counts.due,
+        "stop": result.stop,
         "rate": None if verdict is None else verdict.rate,
         "interval": None if verdict is None or verdict.interval is None else [*verdict.interval],
         "rate_by_macs": reweighted_rate(result.trials, "macs"),

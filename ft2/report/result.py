@@ -29,6 +29,10 @@ class CampaignResult:
         Share of the MACs of the golden runs that no fault can hit, None when unknown.
     replay_options:
         Options that replaying a trial needs.
+    stop:
+        Of a campaign that may stop early: ``after`` how many trials it was decided, or None; how
+        many it ``saved``; and how many more, ``not_counted``, other workers had run by then. None
+        where all trials were to run.
     """
 
     nodeid: str
@@ -46,6 +50,13 @@ class CampaignResult:
     trials: Sequence[dict[str, Any]] = field(default=())
     share_outside: float | None = None
     replay_options: Sequence[str] = ()
+    stop: dict[str, Any] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all trials have an outcome, or all that were needed."""
+        stopped = self.stop is not None and self.stop["after"] is not None
+        return stopped or self.counts.seen == self.counts.planned
 
     @property
     def corrupted(self) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def markdown_page(results: Sequence[CampaignResult]) -> str:
 def _row(result: CampaignResult) -> tuple[str, ...]:
     counts, verdict = result.counts, result.verdict
     # Of trials that have no outcome nothing is known, so there is no rate to show.
-    known = verdict if counts.seen == counts.planned else None
+    known = verdict if result.complete else None
     rate = _DASH if known is None or known.rate is None else f"{known.rate:.2f} %"
     around = (
         _DASH
@@ -102,7 +102,9 @@ def _row(result: CampaignResult) -> tuple[str, ...]:
     )
     return (
         result.nodeid,
-        str(counts.planned),
+        str(counts.planned)
+        if result.stop is None or result.stop["after"] is None
+        else f"{counts.seen} of {counts.planned}",
         str(counts.masked),
         str(counts.sdc),
         str(counts.due),

@@ -35,8 +35,10 @@ def decide_early(counts: Counts, budget: Budget, problems: Sequence[str] = ()) -
     around = always_valid_interval(counts.sdc, counts.seen)
     decision = stopping_rule(counts.planned, budget).decide(counts)
     missing = counts.seen < counts.planned
-    if problems or (missing and decision is None):
+    if missing and decision is None:
         return Verdict("incomplete", unusable(counts, problems), rate, around)
+    if problems:
+        return Verdict("incomplete", " ".join(problems), rate, around)
     sentences = [_seen(counts, rate), _why(counts, budget, decision, around)]
     if missing:
         sentences.append(
