@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -24,7 +24,7 @@ from ft2.campaign.row_batch import Joining, Row, RowBatch, Spent, likeliest
 from ft2.campaign.row_cache import Prefixes, RowCache
 from ft2.faults import Fault, Injection, inject
 from ft2.forward import Clock, Listener
-from ft2.protection import Policy, protect
+from ft2.protection import Policy, Profile, protect
 
 __all__ = ["BatchEngine", "CannotBatchError"]
 
@@ -78,7 +78,7 @@ class BatchEngine(Listener):
     model:
         A causal language model in eval mode, on one device. Faults and policy are attached to it
         during the calls only.
-    policy, scale:
+    policy, scale, bounds, correction:
         As in :func:`ft2.protect`.
     rows:
         Rows of a batch: at most so many, or exactly so many if `fixed`.
@@ -97,9 +97,11 @@ class BatchEngine(Listener):
         model: Any,
         prompts: Sequence[Prompt],
         policy: str = "none",
-        scale: float = 2.0,
+        scale: float | None = None,
         rows: int = 256,
         fixed: bool = False,
+        bounds: Profile | str | None = None,
+        correction: Literal["clip", "zero"] | None = None,
     ) -> None:
         if fixed and (len(prompts) > 1 or rows < _ONE_PRIVATE_IN):
             raise ValueError(
@@ -108,7 +110,7 @@ class BatchEngine(Listener):
         self.spent = Spent()
         self._model = model
         self._prompts = list(prompts)
-        self._policy_name, self._scale = policy, scale
+        self._protect = partial(protect, model, policy, scale, bounds=bounds, correction=correction)
         self._rows, self._fixed = rows, fixed
         self._device = model.get_input_embeddings().weight.device
         self._widest = max(len(prompt.tokens) for prompt in prompts)
@@ -363,9 +365,7 @@ class BatchEngine(Listener):
         with ExitStack() as attached:
             self._clock = Clock.listen(self._model, self)
             attached.callback(self._clock.dismiss, self._model, self)
-            protection = attached.enter_context(
-                protect(self._model, self._policy_name, self._scale)
-            )
+            protection = attached.enter_context(self._protect())
             self._policy = protection.policy
             attached.enter_context(torch.no_grad())
             try:

@@ -68,10 +68,10 @@ def sample(
     return [(fault.call, fault) for fault in faults]
 
 
-def alone(model: Any, prompt: Prompt, fault: Fault, policy: str) -> Told:
+def alone(model: Any, prompt: Prompt, fault: Fault, policy: str, **settings: Any) -> Told:
     """Run a trial as everybody does: a hook, and one generate."""
     with (
-        ft2.protect(model, policy) as protection,
+        ft2.protect(model, policy, **settings) as protection,
         ft2.inject(model, replace(fault, call=0)) as injection,
     ):
         said = ask(model, prompt)
@@ -84,15 +84,21 @@ def told(continuation: Continuation | None) -> Told:
 
 
 def check(
-    model: Any, prompts: Sequence[Prompt], trials: list[tuple[int, Fault]], policy: str
+    model: Any,
+    prompts: Sequence[Prompt],
+    trials: list[tuple[int, Fault]],
+    policy: str,
+    **settings: Any,
 ) -> int:
     """Compare all trials with those run alone; return how many answers the faults changed."""
-    engine = BatchEngine(model, prompts, policy, rows=32)
+    engine = BatchEngine(model, prompts, policy, rows=32, **settings)
     golden = engine.prepare()
-    with ft2.protect(model, policy):
+    with ft2.protect(model, policy, **settings):
         assert [row.said for row in golden] == [ask(model, prompt) for prompt in prompts]
     batched = [told(each) for each in engine.run(trials)]
-    one_by_one = [alone(model, prompts[number], fault, policy) for number, fault in trials]
+    one_by_one = [
+        alone(model, prompts[number], fault, policy, **settings) for number, fault in trials
+    ]
     assert batched == one_by_one
     pairs = zip(trials, batched, strict=True)
     return sum(said != golden[number].said for (number, _), (said, _, _) in pairs)
@@ -103,6 +109,17 @@ def check(
 def test_each_trial_says_in_a_batch_what_it_says_alone(model_type: str, policy: str) -> None:
     model = tiny_model(model_type)
     assert check(model, PROMPTS, sample(model, PROMPTS, 50, "exp"), policy) > 3
+
+
+@pytest.mark.parametrize("policy", ["ranger", "maximals", "global-clipper", "ft2-offline", "ft2"])
+def test_policies_with_settings_do_in_a_batch_what_they_do_alone(policy: str) -> None:
+    model = tiny_model()
+    settings: dict[str, Any] = {"correction": "zero"}
+    if policy != "ft2":
+        prompts = [list(prompt.tokens) for prompt in PROMPTS]
+        settings = {"bounds": ft2.profile(model, prompts, policy, progress=False)}
+    trials = sample(model, PROMPTS, 50, "exp")
+    assert check(model, PROMPTS, trials, policy, **settings) >= 1
 
 
 @cache

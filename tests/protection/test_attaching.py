@@ -212,7 +212,9 @@ def test_a_scale_that_widens_nothing_or_everything_is_refused(scale: float) -> N
 
 
 def test_an_unknown_policy_is_refused_by_naming_the_known() -> None:
-    with pytest.raises(ValueError, match=r"^unknown protection 'armour': use one of ft2, none, .*$"):
+    with pytest.raises(
+        ValueError, match=r"^unknown protection 'armour': use one of ft2, none, .*$"
+    ):
         ft2.protect(tiny_model(), "armour")
 
 
