@@ -97,6 +97,25 @@ FT2_INLINE double product_of(const typename Format::Bits* values, const float* w
   return product;
 }
 
+template <class Format, template <class> class Operator>
+FT2_INLINE void combine(const typename Format::Bits* values, const typename Format::Bits* others,
+                        typename Format::Bits* results, int64_t count) {
+  for (int64_t index = 0; index < count; ++index) {
+    results[index] = Operator<Format>::of(values[index], others[index]);
+  }
+}
+
+// Returns how many values are not as they would be after clipping.
+template <class Format>
+FT2_INLINE int64_t count_wrong(const typename Format::Bits* values, int64_t count,
+                               const Bounds<Format>& bounds) {
+  int64_t wrong = 0;
+  for (int64_t index = 0; index < count; ++index) {
+    wrong += differ<Format>(values[index], bounds.restricted(values[index]));
+  }
+  return wrong;
+}
+
 // Clones are made of functions, not of templates, so each format has its own.
 template <class Format>
 struct Loops;
@@ -120,8 +139,23 @@ struct Loops;
                                              int64_t count) {                                    \
     return product_of<FORMAT>(values, weights, count);                                           \
   }                                                                                              \
+  FT2_EVERY_LEVEL void add_##FORMAT(const FORMAT::Bits* values, const FORMAT::Bits* others,      \
+                                    FORMAT::Bits* results, int64_t count) {                      \
+    combine<FORMAT, Sum>(values, others, results, count);                                        \
+  }                                                                                              \
+  FT2_EVERY_LEVEL void multiply_##FORMAT(const FORMAT::Bits* values, const FORMAT::Bits* others, \
+                                         FORMAT::Bits* results, int64_t count) {                 \
+    combine<FORMAT, Product>(values, others, results, count);                                    \
+  }                                                                                              \
+  FT2_EVERY_LEVEL int64_t count_wrong_##FORMAT(const FORMAT::Bits* values, int64_t count,        \
+                                               const Bounds<FORMAT>& bounds) {                   \
+    return count_wrong<FORMAT>(values, count, bounds);                                           \
+  }                                                                                              \
   template <>                                                                                    \
   struct Loops<FORMAT> {                                                                         \
+    static constexpr auto add = add_##FORMAT;                                                    \
+    static constexpr auto multiply = multiply_##FORMAT;                                          \
+    static constexpr auto count_wrong = count_wrong_##FORMAT;                                    \
     static constexpr auto span_of = span_of_##FORMAT;                                            \
     static constexpr auto clip = clip_##FORMAT;                                                  \
     static constexpr auto make_finite = make_finite_##FORMAT;                                    \
@@ -163,6 +197,15 @@ void add(int64_t* counter, int64_t amount) {
   }
 }
 
+// Nearly all blocks hold nothing to clip: those are only read.
+template <class Format>
+int64_t clip_if_needed(typename Format::Bits* values, int64_t count,
+                       const Bounds<Format>& bounds) {
+  return bounds.hold(Loops<Format>::span_of(values, count))
+             ? 0
+             : Loops<Format>::clip(values, count, bounds);
+}
+
 // Replaces the number if the new one is `better`.
 template <class Better>
 void improve(float* number, float candidate, const Better& better) {
@@ -174,8 +217,9 @@ void improve(float* number, float candidate, const Better& better) {
   }
 }
 
-template <class Format>
-void restrict_vectors(const Restriction& call, uint32_t begin, uint32_t end) {
+// Calls work(vector, values, count, bounds) on the blocks of vectors; it returns its corrections.
+template <class Format, class Work>
+void over_restricted(const Restriction& call, uint32_t begin, uint32_t end, const Work& work) {
   const TokenVectors& vectors = call.values;
   const uint32_t per_bounds = vectors.count / call.bounds_parts;
   const uint32_t per_counter = vectors.count / call.corrected_parts;
@@ -187,12 +231,9 @@ void restrict_vectors(const Restriction& call, uint32_t begin, uint32_t end) {
       bounds = Bounds<Format>(call.bounds[part], call.bounds[call.bounds_parts + part]);
       bounds_are_of = part;
     }
-    // Nearly all blocks hold nothing to clip: those are only read.
     const int64_t wrong = over_blocks<typename Format::Bits>(
         vectors, vector, [&](typename Format::Bits* values, int64_t count) -> int64_t {
-          return bounds.hold(Loops<Format>::span_of(values, count))
-                     ? 0
-                     : Loops<Format>::clip(values, count, bounds);
+          return work(values, count, bounds);
         });
     if (wrong != 0 && call.marks.counted(vector, vectors.count)) {
       add(call.corrected + vector / per_counter, wrong);
@@ -247,14 +288,45 @@ void in_parallel(uint32_t count, int64_t values, const Work& work) {
       const_cast<Work*>(&work)));
 }
 
-void flag(const Checks& checks, const Check& check, uint32_t vector, uint8_t kind) {
-  const uint32_t per_flag = check.output.count / checks.flag_count;
-  __atomic_fetch_or(checks.flags + vector / per_flag, kind, __ATOMIC_RELAXED);
+template <class Format, class Combine>
+void combine_values(const Combination& call, const Combine& combine) {
+  using Bits = typename Format::Bits;
+  const TokenVectors& vectors = call.restriction.values;
+  const Bits* const first = static_cast<const Bits*>(vectors.data);
+  in_parallel(vectors.count, vectors.count * vectors.columns, [&](uint32_t begin, uint32_t end) {
+    over_restricted<Format>(
+        call.restriction, begin, end,
+        [&](Bits* values, int64_t count, const Bounds<Format>& bounds) -> int64_t {
+          const int64_t wrong = clip_if_needed<Format>(values, count, bounds);
+          const int64_t place = values - first;
+          combine(values, static_cast<const Bits*>(call.other) + place,
+                  static_cast<Bits*>(call.result) + place, count);
+          return wrong;
+        });
+  });
 }
 
 template <class Bits>
 const Bits* row(const Matrix& matrix, uint32_t vector) {
   return static_cast<const Bits*>(matrix.data) + vector * matrix.stride;
+}
+
+template <class Format>
+void count_vector(const Counts& counts, const Check& check, uint32_t vector) {
+  const Matrix& output = check.output;
+  const uint32_t part = vector / (output.count / check.parts);
+  const Bounds<Format> bounds(check.against[part], check.against[check.parts + part]);
+  const auto* const values = row<typename Format::Bits>(output, vector);
+  if (!bounds.hold(Loops<Format>::span_of(values, output.columns)) &&
+      counts.marks.counted(vector, output.count)) {
+    add(counts.corrected + vector / (output.count / counts.corrected_parts),
+        Loops<Format>::count_wrong(values, output.columns, bounds));
+  }
+}
+
+void flag(const Checks& checks, const Check& check, uint32_t vector, uint8_t kind) {
+  const uint32_t per_flag = check.output.count / checks.flag_count;
+  __atomic_fetch_or(checks.flags + vector / per_flag, kind, __ATOMIC_RELAXED);
 }
 
 // Calls vector_is_wrong(check, vector) on all of them, and flags.
@@ -292,10 +364,38 @@ bool sums_disagree(const Check& check, uint32_t vector, double tolerance,
 
 void restrict_values(const Restriction& call, int32_t) {
   with_format(call.format, [&](auto format) {
+    using Type = decltype(format);
     in_parallel(call.values.count, call.values.count * call.values.columns,
                 [&](uint32_t begin, uint32_t end) {
-                  restrict_vectors<decltype(format)>(call, begin, end);
+                  over_restricted<Type>(call, begin, end, clip_if_needed<Type>);
                 });
+  });
+}
+
+void restrict_and_add(const Combination& call, int32_t) {
+  with_format(call.restriction.format, [&](auto format) {
+    combine_values<decltype(format)>(call, Loops<decltype(format)>::add);
+  });
+}
+
+void restrict_and_multiply(const Combination& call, int32_t) {
+  with_format(call.restriction.format, [&](auto format) {
+    combine_values<decltype(format)>(call, Loops<decltype(format)>::multiply);
+  });
+}
+
+void count_outside(const Counts& counts, int32_t) {
+  with_format(counts.format, [&](auto format) {
+    using Type = decltype(format);
+    for (const Check& check : counts.all) {
+      const Matrix& output = check.output;
+      in_parallel(output.count, int64_t{output.count} * output.columns,
+                  [&](uint32_t begin, uint32_t end) {
+                    for (uint32_t vector = begin; vector < end; ++vector) {
+                      count_vector<Type>(counts, check, vector);
+                    }
+                  });
+    }
   });
 }
 

@@ -121,6 +121,66 @@ __global__ void __launch_bounds__(threads) restrict_kernel(const Restriction cal
   }
 }
 
+// Restricts a pack, and combines it with another's values; returns the corrections.
+template <class Format, template <class> class Operator, uint32_t size>
+__device__ uint32_t combine(typename Format::Bits (&values)[size],
+                            typename Format::Bits (&others)[size], const Bounds<Format>& bounds) {
+  uint32_t wrong = 0;
+#pragma unroll
+  for (uint32_t place = 0; place < size; ++place) {
+    const auto restricted = bounds.restricted(values[place]);
+    wrong += differ<Format>(values[place], restricted);
+    values[place] = restricted;
+    others[place] = Operator<Format>::of(restricted, others[place]);
+  }
+  return wrong;
+}
+
+// All values are adjacent: what is corrected is written back, and results are of their own.
+template <class Format, template <class> class Operator>
+__global__ void __launch_bounds__(threads) combine_kernel(const Combination call) {
+  using Bits = typename Format::Bits;
+  const Restriction& restriction = call.restriction;
+  const uint32_t count = restriction.values.count;
+  const int64_t columns = restriction.values.columns;
+  const int64_t first = int64_t{blockIdx.x} * threads + threadIdx.x;
+  const int64_t step = int64_t{gridDim.x} * threads;
+  for (uint32_t vector = blockIdx.y; vector < count; vector += gridDim.y) {
+    const uint32_t part = vector / (count / restriction.bounds_parts);
+    const Bounds<Format> bounds(restriction.bounds[part],
+                                restriction.bounds[restriction.bounds_parts + part]);
+    const int64_t offset = vector * columns;
+    Bits* const values = static_cast<Bits*>(restriction.values.data) + offset;
+    const Bits* const others = static_cast<const Bits*>(call.other) + offset;
+    Bits* const results = static_cast<Bits*>(call.result) + offset;
+    uint32_t wrong = 0;
+    if (in_packs<Format>(values, columns) && in_packs<Format>(others, columns) &&
+        in_packs<Format>(results, columns)) {
+      for (int64_t index = first; index < columns / Pack<Format>::size; index += step) {
+        Pack<Format> pack = reinterpret_cast<const Pack<Format>*>(values)[index];
+        Pack<Format> result = reinterpret_cast<const Pack<Format>*>(others)[index];
+        const uint32_t found = combine<Format, Operator>(pack.values, result.values, bounds);
+        if (found != 0) {
+          reinterpret_cast<Pack<Format>*>(values)[index] = pack;
+        }
+        reinterpret_cast<Pack<Format>*>(results)[index] = result;
+        wrong += found;
+      }
+    } else {
+      for (int64_t index = first; index < columns; index += step) {
+        Bits value[] = {values[index]}, result[] = {others[index]};
+        const uint32_t found = combine<Format, Operator>(value, result, bounds);
+        if (found != 0) {
+          values[index] = value[0];
+        }
+        results[index] = result[0];
+        wrong += found;
+      }
+    }
+    count_corrections(restriction, vector, wrong);
+  }
+}
+
 // Neither number is NaN or -0, so that as integers those above 0 are ordered as they are and those
 // below 0 the other way round. Nearly all calls end at the first line.
 __device__ void lower_to(float* number, float candidate) {
@@ -218,6 +278,37 @@ __global__ void __launch_bounds__(threads)
                      [&](Bits value) { outside |= !bounds.hold(value); });
     if (__syncthreads_or(outside) && threadIdx.x == 0) {
       flag_vector(table, check, vector, outside_bounds_flag);
+    }
+  }
+}
+
+// As the table of checks, for counting.
+template <uint32_t capacity>
+struct CountTable {
+  Check checks[capacity];
+  int64_t* corrected;
+  uint32_t corrected_parts;
+  Marks marks;
+};
+
+template <class Format, uint32_t capacity>
+__global__ void __launch_bounds__(threads)
+    count_outside_kernel(const __grid_constant__ CountTable<capacity> table) {
+  using Bits = typename Format::Bits;
+  const Check& check = table.checks[blockIdx.y];
+  const uint32_t count = check.output.count;
+  for (uint32_t vector = blockIdx.x; vector < count; vector += gridDim.x) {
+    const uint32_t part = vector / (count / check.parts);
+    const Bounds<Format> bounds(check.against[part], check.against[check.parts + part]);
+    uint32_t wrong = 0;
+    for_each<Format>(row<Bits>(check.output, vector), check.output.columns, threadIdx.x, threads,
+                     [&](Bits value) { wrong += differ<Format>(value, bounds.restricted(value)); });
+    if (__any_sync(everyone, wrong != 0) && table.marks.counted(vector, count)) {
+      const uint32_t total = sum_of_warp(wrong);
+      if (threadIdx.x % warp == 0) {
+        int64_t* const counter = table.corrected + vector / (count / table.corrected_parts);
+        atomicAdd(reinterpret_cast<unsigned long long*>(counter), total);
+      }
     }
   }
 }
@@ -320,19 +411,16 @@ dim3 grid_over(const TokenVectors& vectors) {
           std::min(vectors.count, most_blocks_across)};
 }
 
-// Calls launch(table, grid, stream) on as many tables as the checks fill.
-template <uint32_t capacity, class Launch>
-void in_tables(const Checks& checks, double tolerance, int32_t device, const Launch& launch) {
+// Calls launch(table, grid, stream) on as many copies of the table as the checks fill.
+template <uint32_t capacity, class Table, class Launch>
+void in_tables(const std::vector<Check>& checks, Table& table, int32_t device,
+               const Launch& launch) {
   const CurrentDevice current(device);
-  for (size_t begin = 0; begin < checks.all.size(); begin += capacity) {
-    const size_t count = std::min<size_t>(capacity, checks.all.size() - begin);
-    Table<capacity> table;
-    table.flags = checks.flags;
-    table.flag_count = checks.flag_count;
-    table.tolerance = tolerance;
+  for (size_t begin = 0; begin < checks.size(); begin += capacity) {
+    const size_t count = std::min<size_t>(capacity, checks.size() - begin);
     uint32_t most = 0;
     for (size_t index = 0; index < count; ++index) {
-      table.checks[index] = checks.all[begin + index];
+      table.checks[index] = checks[begin + index];
       most = std::max(most, table.checks[index].output.count);
     }
     launch(table, dim3(most, static_cast<unsigned>(count)), current.stream);
@@ -340,13 +428,49 @@ void in_tables(const Checks& checks, double tolerance, int32_t device, const Lau
   }
 }
 
+template <uint32_t capacity, class Launch>
+void check_in_tables(const Checks& checks, double tolerance, int32_t device,
+                     const Launch& launch) {
+  Table<capacity> table;
+  table.flags = checks.flags;
+  table.flag_count = checks.flag_count;
+  table.tolerance = tolerance;
+  in_tables<capacity>(checks.all, table, device, launch);
+}
+
 template <class Launch>
 void in_few_launches(const Checks& checks, double tolerance, int32_t device, const Launch& launch) {
   if (checks.all.size() <= few_checks) {
-    in_tables<few_checks>(checks, tolerance, device, launch);
+    check_in_tables<few_checks>(checks, tolerance, device, launch);
   } else {
-    in_tables<most_checks>(checks, tolerance, device, launch);
+    check_in_tables<most_checks>(checks, tolerance, device, launch);
   }
+}
+
+template <uint32_t capacity>
+void count_in_tables(const Counts& counts, int32_t device) {
+  CountTable<capacity> table;
+  table.corrected = counts.corrected;
+  table.corrected_parts = counts.corrected_parts;
+  table.marks = counts.marks;
+  with_format(counts.format, [&](auto format) {
+    in_tables<capacity>(counts.all, table, device,
+                        [](const auto& filled, dim3 grid, cudaStream_t stream) {
+                          count_outside_kernel<decltype(format)>
+                              <<<grid, threads, 0, stream>>>(filled);
+                        });
+  });
+}
+
+template <template <class> class Operator>
+void combine_values(const Combination& call, int32_t device) {
+  const CurrentDevice current(device);
+  with_format(call.restriction.format, [&](auto format) {
+    using Type = decltype(format);
+    combine_kernel<Type, Operator>
+        <<<grid_over<Type>(call.restriction.values), threads, 0, current.stream>>>(call);
+  });
+  require_launched();
 }
 
 template <bool products>
@@ -378,6 +502,22 @@ void record_values(const Restriction& call, int32_t device) {
     record_kernel<Type><<<grid_over<Type>(call.values), threads, 0, current.stream>>>(call);
   });
   require_launched();
+}
+
+void restrict_and_add(const Combination& call, int32_t device) {
+  combine_values<Sum>(call, device);
+}
+
+void restrict_and_multiply(const Combination& call, int32_t device) {
+  combine_values<Product>(call, device);
+}
+
+void count_outside(const Counts& counts, int32_t device) {
+  if (counts.all.size() <= few_checks) {
+    count_in_tables<few_checks>(counts, device);
+  } else {
+    count_in_tables<most_checks>(counts, device);
+  }
 }
 
 void check_bounds(const Checks& checks, int32_t device) {

@@ -1,7 +1,7 @@
 // The number formats of layer outputs, as bit patterns: their order, their way to fp32 and back.
 //
-// All of it is integer arithmetic, so that it is defined for every pattern, depends on no rounding
-// mode and no flushing of subnormals, and vectorises without conversions.
+// Nearly all of it is integer arithmetic, so that it is defined for every pattern, depends on no
+// flushing of subnormals, and vectorises without conversions.
 #pragma once
 
 #include <cstdint>
@@ -84,25 +84,13 @@ FT2_INLINE uint16_t nearest<Half>(float value) {
   const uint32_t bits = bits_of(value);
   const uint32_t sign = (bits >> 16) & Half::sign;
   const uint32_t size = bits & Float::magnitude;
-  if (size > Float::infinity) {
-    return static_cast<uint16_t>(sign | Half::infinity | 0x200);
-  }
-  if (size >= 0x477ff000) {  // 65520, halfway from the largest number to the next power of two.
-    return static_cast<uint16_t>(sign | Half::infinity);
-  }
-  if (size >= 0x38800000) {  // 2^-14, the least normal number.
-    const uint32_t rounded = size + 0xfff + ((size >> 13) & 1);
-    return static_cast<uint16_t>(sign | ((rounded - 0x38000000) >> 13));
-  }
-  if (size <= 0x33000000) {  // 2^-25, halfway from 0 to the least subnormal number.
-    return static_cast<uint16_t>(sign);
-  }
-  const uint32_t shift = 126 - (size >> 23);
-  const uint32_t significand = (size & 0x7fffff) | 0x800000;
-  const uint32_t kept = significand >> shift;
-  const uint32_t dropped = significand & ((uint32_t{1} << shift) - 1);
-  const uint32_t half = uint32_t{1} << (shift - 1);
-  return static_cast<uint16_t>(sign | (kept + (dropped > half || (dropped == half && (kept & 1)))));
+  const uint32_t normal = (size + 0xfff + ((size >> 13) & 1) - 0x38000000) >> 13;
+  // Next to 1/2, fp32 numbers lie as far apart as subnormal ones do here: adding it rounds.
+  const uint32_t subnormal = bits_of(float_of(size) + 0.5f) - bits_of(0.5f);
+  // 2^-14 is the least normal number; 65520 lies halfway from the largest to the next power of two.
+  const uint32_t finite = size < 0x38800000 ? subnormal : normal;
+  const uint32_t special = size > Float::infinity ? Half::infinity | 0x200 : Half::infinity;
+  return static_cast<uint16_t>(sign | (size < 0x477ff000 ? finite : special));
 }
 
 // The fp32 number that equals a pattern's; always exact.

@@ -38,6 +38,21 @@ class Tensor {
 
   bool given() const { return handle_ != nullptr; }
 
+  // What an operation returns is the caller's.
+  StableIValue release() {
+    AtenTensorHandle handle = handle_;
+    handle_ = nullptr;
+    return reinterpret_cast<StableIValue>(handle);
+  }
+
+  // A new tensor like this one, its values not set.
+  Tensor empty_like() const {
+    AtenTensorHandle handle;
+    require_success(aoti_torch_empty_strided(dimensions(), sizes(), strides(), type(),
+                                             device_type(), device_index(), &handle));
+    return Tensor(reinterpret_cast<StableIValue>(handle));
+  }
+
   int64_t dimensions() const { return number(aoti_torch_get_dim); }
   int64_t elements() const { return number(aoti_torch_get_numel); }
 
@@ -177,11 +192,19 @@ inline uint32_t small(int64_t number) {
 
 inline TokenVectors token_vectors(const Tensor& tensor) {
   const int64_t dimensions = tensor.dimensions();
-  require(1 <= dimensions && dimensions <= 3, "values must have one to three dimensions");
+  require(dimensions >= 1, "values must have a dimension");
   const int64_t* sizes = tensor.sizes();
   const int64_t* strides = tensor.strides();
   TokenVectors vectors{};
   vectors.data = tensor.mutable_data();
+  if (dimensions > 3) {
+    require(tensor.contiguous(), "values of more than three dimensions must be contiguous");
+    vectors.columns = vectors.inner_stride = sizes[dimensions - 1];
+    vectors.column_stride = 1;
+    vectors.count = vectors.inner =
+        small(vectors.columns == 0 ? 0 : tensor.elements() / vectors.columns);
+    return vectors;
+  }
   vectors.columns = sizes[dimensions - 1];
   vectors.column_stride = strides[dimensions - 1];
   vectors.inner = small(dimensions > 1 ? sizes[dimensions - 2] : 1);
@@ -238,27 +261,29 @@ inline bool shares_evenly(uint32_t vectors, uint32_t parts) {
   return parts > 0 && vectors % parts == 0;
 }
 
-// Calls with no values do nothing, and need not share evenly.
-template <void (*run)(const Restriction&, int32_t)>
-void boxed_restriction(StableIValue* stack, uint64_t, uint64_t) {
-  const Tensor output(stack[0]), bounds(stack[1]), corrected(stack[2]);
-  const Tensor counted = optional_tensor(stack[3]);
+inline int64_t* counters(const Tensor& corrected) {
   static const int32_t int64 = aoti_torch_dtype_int64();
-  const Device device(output);
+  require(corrected.type() == int64 && corrected.contiguous(),
+          "counters must be contiguous int64");
+  return static_cast<int64_t*>(corrected.mutable_data());
+}
+
+// Calls with no values do nothing, and need not share evenly.
+inline Restriction restriction(const Device& device, const Tensor& output, const Tensor& bounds,
+                               const Tensor& corrected, const Tensor& counted) {
   device.require_holds(bounds);
   device.require_holds(corrected);
   require_float32(bounds);
-  require(corrected.type() == int64 && corrected.contiguous(),
-          "counters must be contiguous int64");
   if (counted.given()) {
     device.require_holds(counted);
   }
   Restriction call{};
+  call.corrected = counters(corrected);
   call.values = token_vectors(output);
   call.format = format_of(output);
   call.marks = marks(counted);
   if (call.values.count == 0 || call.values.columns == 0) {
-    return;
+    return call;
   }
   const int64_t numbers = bounds.elements();
   call.bounds_parts = small(numbers / 2);
@@ -270,8 +295,44 @@ void boxed_restriction(StableIValue* stack, uint64_t, uint64_t) {
   require(!counted.given() || shares_evenly(call.values.count, call.marks.count),
           "the tokens must be a multiple of the marks");
   call.bounds = static_cast<float*>(bounds.mutable_data());
-  call.corrected = static_cast<int64_t*>(corrected.mutable_data());
-  run(call, device.index);
+  return call;
+}
+
+template <void (*run)(const Restriction&, int32_t)>
+void boxed_restriction(StableIValue* stack, uint64_t, uint64_t) {
+  const Tensor output(stack[0]), bounds(stack[1]), corrected(stack[2]);
+  const Tensor counted = optional_tensor(stack[3]);
+  const Device device(output);
+  const Restriction call = restriction(device, output, bounds, corrected, counted);
+  if (call.bounds != nullptr) {
+    run(call, device.index);
+  }
+}
+
+inline bool same_shape(const Tensor& one, const Tensor& other) {
+  const int64_t dimensions = one.dimensions();
+  return other.dimensions() == dimensions &&
+         memcmp(one.sizes(), other.sizes(), static_cast<size_t>(dimensions) * sizeof(int64_t)) == 0;
+}
+
+template <void (*run)(const Combination&, int32_t)>
+void boxed_combination(StableIValue* stack, uint64_t, uint64_t) {
+  const Tensor output(stack[0]), other(stack[1]), bounds(stack[2]), corrected(stack[3]);
+  const Tensor counted = optional_tensor(stack[4]);
+  const Device device(output);
+  device.require_holds(other);
+  require(output.type() == other.type() && same_shape(output, other) && output.contiguous() &&
+              other.contiguous(),
+          "both operands must be contiguous, of one shape and one type");
+  Combination call{};
+  call.restriction = restriction(device, output, bounds, corrected, counted);
+  Tensor result = output.empty_like();
+  if (call.restriction.bounds != nullptr) {
+    call.other = other.data();
+    call.result = result.mutable_data();
+    run(call, device.index);
+  }
+  stack[0] = result.release();
 }
 
 // The outputs of a check and its flags; what to check against is added by the caller.
@@ -352,6 +413,47 @@ inline void boxed_check_bounds(StableIValue* stack, uint64_t, uint64_t) {
   check_bounds(arguments.checks, arguments.device());
 }
 
+inline void boxed_count_outside(StableIValue* stack, uint64_t, uint64_t) {
+  const TensorList output_list(stack[0]);
+  const Tensor bounds(stack[1]), corrected(stack[2]);
+  const Tensor counted = optional_tensor(stack[3]);
+  const std::vector<Tensor> outputs = output_list.take();
+  const Device device(corrected);
+  device.require_holds(bounds);
+  require_float32(bounds);
+  if (counted.given()) {
+    device.require_holds(counted);
+  }
+  Counts counts{};
+  counts.corrected = counters(corrected);
+  counts.corrected_parts = small(corrected.elements());
+  counts.marks = marks(counted);
+  if (outputs.empty()) {
+    return;
+  }
+  counts.format = format_of(outputs[0]);
+  const auto* const each = static_cast<const float*>(bounds.data());
+  const int64_t parts = bounds.elements() / 2 / static_cast<int64_t>(outputs.size());
+  require(bounds.elements() == 2 * parts * static_cast<int64_t>(outputs.size()),
+          "bounds must be (outputs, 2, n)");
+  for (size_t index = 0; index < outputs.size(); ++index) {
+    device.require_holds(outputs[index]);
+    require(format_of(outputs[index]) == counts.format, "outputs must be of one type");
+    const Matrix values = matrix(outputs[index]);
+    if (values.count == 0 || values.columns == 0) {
+      continue;
+    }
+    require(shares_evenly(values.count, small(parts)) &&
+                shares_evenly(values.count, counts.corrected_parts),
+            "the tokens of an output must be a multiple of its bounds and counters");
+    require(!counted.given() || shares_evenly(values.count, counts.marks.count),
+            "the tokens must be a multiple of the marks");
+    counts.all.push_back(
+        Check{values, {}, each + 2 * parts * static_cast<int64_t>(index), small(parts)});
+  }
+  count_outside(counts, device.index);
+}
+
 inline void require_groups(const Check& check) {
   require(shares_evenly(check.output.columns, check.parts),
           "the columns of an output must be a multiple of its groups");
@@ -416,6 +518,18 @@ inline constexpr Operation operations[] = {
      "restrict_(Tensor(a!) output, Tensor bounds, Tensor(b!) corrected, Tensor? counted=None)"
      " -> ()",
      boxed_restriction<restrict_values>},
+    {"restrict_and_add",
+     "restrict_and_add(Tensor(a!) output, Tensor other, Tensor bounds, Tensor(b!) corrected,"
+     " Tensor? counted=None) -> Tensor",
+     boxed_combination<restrict_and_add>},
+    {"restrict_and_multiply",
+     "restrict_and_multiply(Tensor(a!) output, Tensor other, Tensor bounds, Tensor(b!) corrected,"
+     " Tensor? counted=None) -> Tensor",
+     boxed_combination<restrict_and_multiply>},
+    {"count_outside",
+     "count_outside(Tensor[] outputs, Tensor bounds, Tensor(a!) corrected, Tensor? counted=None)"
+     " -> ()",
+     boxed_count_outside},
     {"record_",
      "record_(Tensor(a!) output, Tensor(b!) bounds, Tensor(c!) corrected, Tensor? counted=None)"
      " -> ()",

@@ -3,14 +3,16 @@
 from ft2.forward.attach import attach
 from ft2.forward.call import Call, Forward, Listener
 from ft2.forward.clock import Clock, request
+from ft2.forward.lane import Lane, hears_nothing, takes_a_seat
 from ft2.forward.rows import by_row, fit_tokens
-from ft2.forward.tap import Order, Tap, tap
+from ft2.forward.tap import Order, Tap, tap, tap_in_lane
 from ft2.forward.trail import Vectors
 
 __all__ = [
     "Call",
     "Clock",
     "Forward",
+    "Lane",
     "Listener",
     "Order",
     "Tap",
@@ -18,6 +20,9 @@ __all__ = [
     "attach",
     "by_row",
     "fit_tokens",
+    "hears_nothing",
     "request",
+    "takes_a_seat",
     "tap",
+    "tap_in_lane",
 ]

@@ -27,6 +27,8 @@ class Call:
         The step being computed, -1 before the first forward. Step 0 is the first token's.
     rows_per_request:
         How many rows of the batch belong to one prompt: the number of beams.
+    cached:
+        How many tokens the cache holds after the last forward that began.
     ended:
         bool (rows,), the rows that have ended, or None while none is known to have.
     """
@@ -37,6 +39,7 @@ class Call:
     tokens_generated: int = 0
     tokens_are_counted: bool = False
     rows_per_request: int = 1
+    cached: int = 0
     ended: Tensor | None = None
     attention_mask: Tensor | None = None
     result: Any = None

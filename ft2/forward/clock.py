@@ -13,15 +13,18 @@ import threading
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.decorators import skip
 from transformers import StoppingCriteriaList
 
 from ft2.forward.call import Call, Forward, Kind, Listener
 from ft2.forward.disguise import Disguise
+from ft2.forward.lane import Lane
 from ft2.layers import unwrap
 
 __all__ = ["Clock", "request"]
@@ -36,13 +39,17 @@ class Clock:
 
     def __init__(self, model: nn.Module) -> None:
         self.current: Forward | None = None
+        self.is_computing = False
         self.calls = 0
+        self.lanes: list[Lane] = []
         self._listeners: list[Listener] = []
         self._lock = threading.RLock()
         self._stacks = threading.local()
         self._loops: list[tuple[weakref.ref[Any], Call]] = []
         self._fed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._disguises = _disguises(self, model)
+        # Compiled code is kept, and counted, by the code that it was made of.
+        self._compute = FunctionType(_compute.__code__.replace(), _compute.__globals__)
 
     @classmethod
     def listen(cls, model: nn.Module, listener: Listener) -> Clock:
@@ -108,24 +115,21 @@ class Clock:
             listener.call_finished(call)
 
     # The clock is bookkeeping in Python: it stays out of compiled graphs, the forward does not.
-    @torch.compiler.disable(recursive=False)
+    @skip
     def run(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a forward of `module`, announced unless it is part of one already announced."""
         with self._lock:
-            if self.current is not None:
+            if self.is_computing:
                 return call(module, *args, **kwargs)
-            inputs = _named(module, args, kwargs)
-            forward = self._begin(inputs)
-            self.current = forward
+            forward = self._begin(module, args, kwargs)
             try:
-                self._started(forward)
-                output = call(module, *args, **kwargs)
+                output = self._compute(self, module, call, args, kwargs)
             except Exception as error:
                 self._failed(error)
                 raise
             finally:
-                self.current = None
-            self._finished(forward, inputs, output)
+                self.current, self.is_computing = None, False
+            self._finished(forward, module, args, kwargs, output)
             return output
 
     def token_generated(self, call: Call, ended: Tensor) -> None:
@@ -136,7 +140,9 @@ class Clock:
         call.tokens_generated += 1
         # In a beam search these are candidates, not the rows of the batch.
         if call.rows_per_request == 1:
-            call.ended = ended if call.ended is None else call.ended | ended
+            if call.ended is not None and len(ended) > 1:
+                ended = call.ended | ended
+            call.ended = ended
 
     @property
     def innermost(self) -> Call | None:
@@ -158,14 +164,11 @@ class Clock:
         return call
 
     @torch.compiler.disable
-    def _started(self, forward: Forward) -> None:
-        for listener in tuple(self._listeners):
-            listener.forward_started(forward)
-
-    @torch.compiler.disable
-    def _finished(self, forward: Forward, inputs: dict[str, Any], output: Any) -> None:
+    def _finished(
+        self, forward: Forward, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> None:
         if forward.call.kind == "loop":
-            self._remember(_cache_of(output, inputs), forward.call)
+            self._remember(_cache_of(output, _named(module, args, kwargs)), forward.call)
         for listener in tuple(self._listeners):
             listener.forward_finished(forward, output)
 
@@ -175,7 +178,20 @@ class Clock:
             listener.call_failed(error)
 
     @torch.compiler.disable
-    def _begin(self, inputs: dict[str, Any]) -> Forward:
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Forward:
+        forward = self._forward(_named(module, args, kwargs))
+        self.current, self.is_computing = forward, True
+        try:
+            for listener in tuple(self._listeners):
+                listener.forward_started(forward)
+        except BaseException as error:
+            self.current, self.is_computing = None, False
+            if isinstance(error, Exception):
+                self._failed(error)
+            raise
+        return forward
+
+    def _forward(self, inputs: dict[str, Any]) -> Forward:
         tokens_in = inputs.get("input_ids")
         if tokens_in is None:
             tokens_in = inputs.get("inputs_embeds")
@@ -184,12 +200,10 @@ class Clock:
                 "ft2 could not find the batch and the tokens of a forward: pass input_ids or "
                 "inputs_embeds, with shape (batch, tokens, ...)"
             )
-        rows, tokens = int(tokens_in.shape[0]), int(tokens_in.shape[1])
-        cache = _cache_in(inputs)
-        cached = self._cached_tokens(cache)
-        if hasattr(cache, "get_seq_length"):
-            self._fed[cache] = cached + tokens
+        rows, tokens, *_ = tokens_in.shape
         call = self.innermost
+        cache = _cache_in(inputs)
+        cached = self._cached_tokens(cache, call, tokens)
         if call is None:
             call = self._loop(cache, cached)
         if call.tokens_are_counted:
@@ -199,23 +213,32 @@ class Clock:
         else:
             step = call.step + 1
         call.step = step
-        mask = inputs.get("attention_mask")
-        if not _tells_padding(mask, rows):
-            mask = call.attention_mask
+        call.cached = cached + tokens
         real = None
         # A single new token is never padding: nobody pads what is being generated.
-        if _tells_padding(mask, rows) and (tokens > 1 or step == 0):
-            start = cached if mask.shape[1] > cached + tokens else mask.shape[1] - tokens
-            real = mask[:, start : start + tokens].bool()
+        if tokens > 1 or step == 0:
+            mask = inputs.get("attention_mask")
+            if not _tells_padding(mask, rows):
+                mask = call.attention_mask
+            if _tells_padding(mask, rows):
+                start = cached if mask.shape[1] > cached + tokens else mask.shape[1] - tokens
+                real = mask[:, start : start + tokens].bool()
         return Forward(call, step, rows, tokens, cached, real)
 
-    def _cached_tokens(self, cache: Any) -> int:
+    def _cached_tokens(self, cache: Any, call: Call | None, tokens: int) -> int:
         length = getattr(cache, "get_seq_length", None)
+        if length is None:
+            return 0
         try:
-            return int(length()) if length is not None else 0
+            cached = length()
         except ValueError:
             # A recurrent state does not say how many tokens went into it.
-            return self._fed.get(cache, 0)
+            cached = self._fed.get(cache, 0)
+            self._fed[cache] = cached + tokens
+        # A static cache counts on the device, and cannot be cropped: reading it would wait.
+        if isinstance(cached, Tensor) and call is not None and call.step >= 0:
+            return call.cached
+        return int(cached)
 
     def _loop(self, cache: Any, cached: int) -> Call:
         if cached > 0:
@@ -290,21 +313,41 @@ def _announcers(model: nn.Module) -> list[nn.Module]:
 def _disguises(clock: Clock, model: nn.Module) -> list[Disguise]:
     disguises = []
     for position, module in enumerate(_announcers(model)):
-        methods: dict[str, Callable[..., Any]] = {"__call__": _announced_call(clock, module)}
+        announced = _announced_call if position == 0 else _nested_call
+        methods: dict[str, Callable[..., Any]] = {"__call__": announced(clock, module)}
         if position == 0 and hasattr(module, "generate"):
             methods |= _generate_methods(clock, type(module))
-        disguises.append(Disguise(module, methods))
+        disguises.append(Disguise(type(module), methods))
     return disguises
+
+
+def _compute(clock: Clock, module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
+    output = call(module, *args, **kwargs)
+    for lane in clock.lanes:
+        lane.finish()
+    return output
 
 
 def _announced_call(clock: Clock, module: nn.Module) -> Callable[..., Any]:
     call = type(module).__call__
 
-    @torch.compiler.disable(recursive=False)
+    @skip
     def announced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return clock.run(module, call, args, kwargs)
 
     return announced_call
+
+
+def _nested_call(clock: Clock, module: nn.Module) -> Callable[..., Any]:
+    call = type(module).__call__
+
+    def nested_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # Within a forward that was announced, compiled code goes on without a break.
+        if torch.compiler.is_compiling() and clock.is_computing:
+            return call(module, *args, **kwargs)
+        return clock.run(module, call, args, kwargs)
+
+    return nested_call
 
 
 def _generate_methods(clock: Clock, original: Any) -> dict[str, Callable[..., Any]]:

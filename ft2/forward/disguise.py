@@ -11,10 +11,11 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
-__all__ = ["Disguise"]
+__all__ = ["Disguise", "undisguised"]
 
 
 class Disguise:
@@ -22,15 +23,16 @@ class Disguise:
 
     Parameters
     ----------
-    module:
-        The module. Only its class is looked at.
+    original:
+        The module's class.
     methods:
         Methods by name; each takes the module first, as methods do.
     """
 
-    def __init__(self, module: nn.Module, methods: dict[str, Callable[..., Any]]) -> None:
-        self.original = type(module)
+    def __init__(self, original: type, methods: dict[str, Callable[..., Any]]) -> None:
+        self.original = original
         self.worn = _subclass(self.original, methods)
+        _ORIGINALS[self.worn] = self.original
 
     def put_on(self, module: nn.Module) -> None:
         module.__class__ = self.worn
@@ -38,6 +40,14 @@ class Disguise:
     def take_off(self, module: nn.Module) -> None:
         if type(module) is self.worn:
             module.__class__ = self.original
+
+
+_ORIGINALS: WeakKeyDictionary[type, type] = WeakKeyDictionary()
+
+
+def undisguised(kind: type) -> type:
+    """Return the class that a module of class `kind` has without a disguise."""
+    return _ORIGINALS.get(kind, kind)
 
 
 def _subclass(original: Any, methods: dict[str, Callable[..., Any]]) -> type:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
@@ -10,13 +10,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.modules import module as _module
 
 from ft2.forward.disguise import Disguise
+from ft2.forward.lane import Lane, Seat, seats_of
 from ft2.forward.trail import Product, Trail, Vectors
 
-__all__ = ["Order", "Tap", "tap", "tap_product"]
+__all__ = ["Order", "Tap", "tap", "tap_in_lane", "tap_product"]
 
 Transform = Callable[[Tensor], Tensor]
 VectorTransform = Callable[[Vectors], Tensor]
@@ -35,6 +34,23 @@ class _OnOutput:
     order: Order
     transform: Transform
 
+    def apply(self, hidden: Tensor, output: Tensor) -> Tensor:
+        del hidden
+        return self.transform(output)
+
+
+@dataclass(frozen=True, eq=False)
+class _OnLane:
+    order: Order
+    lane: Lane
+    seat: Seat
+    running: list[Lane]
+
+    def apply(self, hidden: Tensor, output: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.lane.traced(self.seat.number, hidden, output)
+        return self.lane.eager(self.seat.number, hidden, output)
+
 
 @dataclass(frozen=True, eq=False)
 class _OnProduct:
@@ -43,15 +59,17 @@ class _OnProduct:
     product: Product
 
 
+_Entry = _OnOutput | _OnLane | _OnProduct
+
+
 class _TappedModule:
     """The taps of one module, and the class that runs them."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.taps: list[_OnOutput | _OnProduct] = []
-        self.transforms: tuple[Transform, ...] = ()
+        self.taps: list[_Entry] = []
+        self.outputs: tuple[_OnOutput | _OnLane, ...] = ()
         self.products: tuple[Product, ...] = ()
         call = type(module).__call__
-        is_plain = type(module) is nn.Linear
 
         # Numbers of tokens are bookkeeping that no compiled graph should hold.
         @torch.compiler.disable
@@ -65,53 +83,50 @@ class _TappedModule:
         def call_and_tap(module: Any, *args: Any, **kwargs: Any) -> Any:
             if self.products:
                 output = call_and_follow(module, args, kwargs)
-            elif is_plain and len(args) == 1 and not kwargs and _runs_plainly(module.__dict__):
-                # What a linear layer's call comes to, without the ways of a module's call.
-                parameters = module.__dict__["_parameters"]
-                output = functional.linear(args[0], parameters["weight"], parameters["bias"])
             else:
                 output = call(module, *args, **kwargs)
-            for transform in self.transforms:
-                output = transform(output)
+            hidden = args[0] if args else next(iter(kwargs.values()))
+            for entry in self.outputs:
+                output = entry.apply(hidden, output)
             return output
 
-        self.disguise = Disguise(module, {"__call__": call_and_tap})
+        self._original = type(module)
+        self._general = Disguise(type(module), {"__call__": call_and_tap})
+        self._worn: Disguise | None = None
 
-    def add(self, entry: _OnOutput | _OnProduct) -> None:
+    def add(self, entry: _Entry, module: nn.Module) -> None:
         self.taps.append(entry)
-        self._sort()
+        self._dress(module)
 
-    def remove(self, entry: _OnOutput | _OnProduct) -> None:
+    def remove(self, entry: _Entry, module: nn.Module) -> None:
         self.taps.remove(entry)
-        self._sort()
+        self._dress(module)
 
-    def _sort(self) -> None:
+    def knows(self, module: nn.Module) -> bool:
+        """Whether the module's class is the one it had, or the one that it was given here."""
+        return type(module) is (self._original if self._worn is None else self._worn.worn)
+
+    def _dress(self, module: nn.Module) -> None:
         self.taps.sort(key=lambda entry: entry.order)
-        self.transforms = tuple(
-            entry.transform for entry in self.taps if isinstance(entry, _OnOutput)
-        )
+        self.outputs = tuple(each for each in self.taps if not isinstance(each, _OnProduct))
         by_parameter: dict[tuple[int, str], list[_OnProduct]] = {}
         for entry in self.taps:
             if isinstance(entry, _OnProduct):
                 parameter = (id(entry.product.owner), entry.product.name)
                 by_parameter.setdefault(parameter, []).append(entry)
         self.products = tuple(_in_turn(entries) for entries in by_parameter.values())
-
-
-def _runs_plainly(own: dict[str, Any]) -> bool:
-    """Whether calling the linear layer whose attributes these are is its product and no more."""
-    return not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-        or "_compiled_call_impl" in own
-        or "weight" not in own["_parameters"]
-        or torch.compiler.is_compiling()
-        or _module._has_any_global_hook()
-        or torch._C._get_tracing_state()
-    )
+        if self._worn is not None:
+            self._worn.take_off(module)
+        only = self.taps[0] if len(self.taps) == 1 else None
+        if not self.taps:
+            self._worn = None
+            return
+        if isinstance(only, _OnLane):
+            only.seat.take(only.lane)
+            self._worn = only.seat.disguise
+        else:
+            self._worn = self._general
+        self._worn.put_on(module)
 
 
 def _in_turn(entries: list[_OnProduct]) -> Product:
@@ -130,17 +145,11 @@ _TAPPED: WeakKeyDictionary[nn.Module, _TappedModule] = WeakKeyDictionary()
 class Tap:
     """One transform attached to one module, until removed."""
 
-    def __init__(self, module: nn.Module, entry: _OnOutput | _OnProduct) -> None:
+    def __init__(self, module: nn.Module, entry: _Entry) -> None:
         tapped = _TAPPED.get(module)
-        stale = tapped is not None and type(module) not in (
-            tapped.disguise.original,
-            tapped.disguise.worn,
-        )
-        if tapped is None or stale:
+        if tapped is None or not tapped.knows(module):
             tapped = _TAPPED[module] = _TappedModule(module)
-        if not tapped.taps:
-            tapped.disguise.put_on(module)
-        tapped.add(entry)
+        tapped.add(entry, module)
         self._module = module
         self._tapped = tapped
         self._entry = entry
@@ -151,9 +160,9 @@ class Tap:
         if not self._attached:
             return
         self._attached = False
-        self._tapped.remove(self._entry)
-        if not self._tapped.taps:
-            self._tapped.disguise.take_off(self._module)
+        self._tapped.remove(self._entry, self._module)
+        if isinstance(self._entry, _OnLane) and self._entry.lane in self._entry.running:
+            self._entry.running.remove(self._entry.lane)
 
 
 def tap(module: nn.Module, order: Order, transform: Transform) -> Tap:
@@ -169,6 +178,30 @@ def tap(module: nn.Module, order: Order, transform: Transform) -> Tap:
         Takes the output and returns the tensor that goes on in its place.
     """
     return Tap(module, _OnOutput(order, transform))
+
+
+def tap_in_lane(
+    model: nn.Module, names: Iterable[str], lane: Lane, running: list[Lane]
+) -> list[Tap]:
+    """Let `lane` have the outputs of modules, where a protection stands, until taps are removed.
+
+    Parameters
+    ----------
+    model:
+        The model.
+    names:
+        The modules' names; the lane's numbers for them are their places here.
+    lane:
+        What becomes of the outputs.
+    running:
+        The lanes that the model's clock tells of the end of a forward; `lane` joins them.
+    """
+    names = list(names)
+    running.append(lane)
+    return [
+        Tap(model.get_submodule(name), _OnLane(Order.PROTECT, lane, seat, running))
+        for name, seat in zip(names, seats_of(model, names), strict=True)
+    ]
 
 
 def tap_product(

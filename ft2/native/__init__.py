@@ -12,9 +12,15 @@ marks (rows, tokens) and (rows, 1). Outputs may be empty, or any strided view.
 ``restrict_(output, bounds, corrected, counted=None)``
     NaN becomes 0, then values are clipped to their request's bounds. A value within its bounds
     stays as it is, the sign of a zero included; so do memory and neighbours of a strided view.
-    `output` has one to three dimensions; `bounds` is (2, n), lower ones first; `corrected`, int64,
-    is added the number of corrected values; `counted`, bool, is False at tokens whose corrections
-    do not count.
+    Beyond three dimensions `output` must be contiguous. `bounds` is (2, n), lower ones first;
+    `corrected`, int64, is added the number of corrected values; `counted`, bool, is False at tokens
+    whose corrections do not count.
+``restrict_and_add(output, other, bounds, corrected, counted=None)``
+    Restricts `output`, and returns its sum with `other`, bit for bit what torch gives: both are
+    contiguous, of one shape and type. ``restrict_and_multiply`` returns the product.
+``count_outside(outputs, bounds, corrected, counted=None)``
+    Counts what ``restrict_`` would correct in each of the outputs, and changes none of them.
+    `bounds` is (outputs, 2, n); the outputs as for ``check_bounds``.
 ``record_(output, bounds, corrected, counted=None)``
     NaN becomes 0 and ±Inf the type's largest number; `bounds` (2, n), to be started at +inf and
     -inf, are widened to all values of counted tokens but those that were infinite. A bound of zero
@@ -45,6 +51,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 __all__ = [
     "OUTSIDE_BOUNDS",
@@ -100,6 +107,9 @@ class Operations:
     """The registered operations, called without Python in between."""
 
     restrict_: Operation
+    restrict_and_add: Callable[..., Tensor]
+    restrict_and_multiply: Callable[..., Tensor]
+    count_outside: Operation
     record_: Operation
     check_bounds: Operation
     check_sums: Operation
@@ -215,11 +225,18 @@ def _source_digest() -> str:
 
 def _register_fakes() -> None:
     for name in Operations.__annotations__:
+        gives_tensor = name in ("restrict_and_add", "restrict_and_multiply")
+        fake = _gives_another if gives_tensor else _changes_in_place
         try:
-            torch.library.register_fake(f"ft2::{name}", _changes_in_place)
+            torch.library.register_fake(f"ft2::{name}", fake)
         except RuntimeError:
             return  # This module was imported anew.
 
 
 def _changes_in_place(*_args: object, **_kwargs: object) -> None:
     """Stand in for an operation where tensors have no values: it returns nothing."""
+
+
+def _gives_another(output: Tensor, *_args: object, **_kwargs: object) -> Tensor:
+    """Stand in for an operation that returns a tensor like its first argument."""
+    return torch.empty_like(output)

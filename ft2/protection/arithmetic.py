@@ -12,6 +12,8 @@ from torch import Tensor
 __all__ = [
     "bounds_dtype",
     "clean_vectors",
+    "clip",
+    "count_corrected",
     "learn",
     "record_vectors",
     "restrict",
@@ -128,14 +130,26 @@ def restrict(
     Tensor
         The restricted output, in the shape and dtype of `output`.
     """
+    restricted = clip(output, below, above)
+    count_corrected(output, restricted, live, corrected)
+    return restricted
+
+
+def clip(output: Tensor, below: Tensor, above: Tensor) -> Tensor:
+    """Clip to the bounds as :func:`restrict` does, and count nothing."""
     # Few kernels matter here: in eager mode each one costs a launch in every layer and step.
     clean = torch.nan_to_num(output, nan=0.0)
-    restricted = torch.clamp(clean, below, above).to(output.dtype)
+    return torch.clamp(clean, below, above).to(output.dtype)
+
+
+def count_corrected(
+    output: Tensor, restricted: Tensor, live: Tensor | None, corrected: Tensor
+) -> None:
+    """Count the values that :func:`clip` made others; parameters as in :func:`restrict`."""
     wrong = (restricted != output).detach()
     if live is not None:
         wrong = wrong & live[..., None]
     corrected.add_(wrong.reshape(corrected.shape[0], -1).sum(1))
-    return restricted
 
 
 def clean_vectors(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +14,9 @@ from ft2.protection.arithmetic import (
     widen,
 )
 from ft2.protection.correction import CLIP, Correction
-from ft2.protection.kernels import learn, native_operations
+from ft2.protection.kernels import learn
 
-__all__ = ["Corrections", "Key", "NativeRestriction", "RequestBounds", "Where"]
+__all__ = ["Corrections", "Key", "RequestBounds", "Where"]
 
 Key = tuple[str, int]
 
@@ -81,28 +80,6 @@ class Where:
     matrices: int
 
 
-@dataclass(frozen=True, eq=False)
-class NativeRestriction:
-    """What a layer's output is restricted with, ready to be called.
-
-    Attributes
-    ----------
-    restrict:
-        The native operation: takes an output, its bounds and the counters.
-    bounds:
-        (2, requests) for each layer; None where nothing was learned yet.
-    corrected:
-        int64 (requests,).
-    settled:
-        How many layers had bounds when this was made.
-    """
-
-    restrict: Callable[..., None]
-    bounds: list[Tensor | None]
-    corrected: Tensor
-    settled: int
-
-
 class RequestBounds:
     """Per request and per range of a layer's columns: bounds learned on the first token.
 
@@ -119,6 +96,11 @@ class RequestBounds:
         How far bounds are widened, at least 1.
     correction:
         What is done with values out of bounds.
+
+    Attributes
+    ----------
+    version:
+        Changes whenever widened bounds do.
     """
 
     def __init__(
@@ -133,7 +115,7 @@ class RequestBounds:
         self._learned: dict[Key, Tensor] = {}
         self._widened: dict[Key, Tensor] = {}
         self._cells: dict[Key, VectorBounds] = {}
-        self._native: NativeRestriction | None = None
+        self.version = 0
 
     @property
     def settled(self) -> bool:
@@ -145,24 +127,18 @@ class RequestBounds:
         for cells in self._cells.values():
             cells.settle(self.scale)
         if len(self._widened) < len(self._learned):
+            self.version += 1
             for table in self._tables.values():
                 self._widened |= table.widened(self.scale)
 
-    def native(self, keys: list[Key]) -> NativeRestriction | None:
-        """Return what restricts the layers of `keys` natively, in their order; None if nothing."""
-        if len(self._tables) != 1 or not self._widened:
-            return None
-        ((device, dtype),) = self._tables
-        operations = native_operations(device, dtype)
-        if operations is None:
-            return None
-        if self._native is None or self._native.settled != len(self._widened):
-            bounds = [self._widened.get(key) for key in keys]
-            corrected = self.corrections.on(device)
-            self._native = NativeRestriction(
-                operations.restrict_, bounds, corrected, len(self._widened)
-            )
-        return self._native
+    @property
+    def kind(self) -> tuple[torch.device, torch.dtype] | None:
+        """Of all layers' outputs; None if they differ, or nothing is restricted by now."""
+        return next(iter(self._tables)) if len(self._tables) == 1 and self._widened else None
+
+    def widened(self, key: Key) -> Tensor | None:
+        """Return what a layer is restricted to, (2, requests); None if it has learned nothing."""
+        return self._widened.get(key)
 
     def learned(self, key: Key) -> tuple[Tensor, Tensor] | None:
         """Return the minimum and maximum seen, each (requests,); None if the key never ran."""
@@ -195,6 +171,7 @@ class RequestBounds:
                     self._learned |= self._tables[place].adopt(table)
                 self._tables[place].join(requests, table, theirs)
             self.settle()
+            self.version += 1
             for table in self._tables.values():
                 table.widen_again(self.scale)
             for device, counter in other.corrections.counters.items():

@@ -11,12 +11,25 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
-from ft2.forward import Call, Clock, Forward, Order, Tap, Vectors, attach, by_row, fit_tokens
+from ft2.forward import (
+    Call,
+    Clock,
+    Forward,
+    Order,
+    Tap,
+    Vectors,
+    attach,
+    by_row,
+    fit_tokens,
+    takes_a_seat,
+    tap_in_lane,
+)
 from ft2.layers import Projection, UnsupportedModelError, projections
-from ft2.protection.bounds import Corrections, Key, NativeRestriction, RequestBounds, Where
+from ft2.protection.bounds import Corrections, Key, RequestBounds, Where
+from ft2.protection.clipping import ClippingLane
+from ft2.protection.columns import Columns
 from ft2.protection.correction import CLIP
 from ft2.protection.policy import Policy
 from ft2.protection.settings import PolicySettings
@@ -45,8 +58,8 @@ class FirstTokenPolicy(Policy):
         # What the layers of the running forward use. Compiled layers guard on all they read, so
         # nothing here changes with the step.
         self._current: RequestBounds
-        self._native: NativeRestriction | None = None
-        self._keys: list[Key] = []
+        self._clock: Clock
+        self._lane: ClippingLane | None = None
         self._real: Tensor | None = None
         self._live: Tensor | None = None
 
@@ -60,13 +73,16 @@ class FirstTokenPolicy(Policy):
         return critical
 
     def attach(self, model: nn.Module, layers: list[Projection], clock: Clock) -> list[Tap]:
-        def whole(projection: Projection) -> Callable[[Tensor], Tensor]:
-            return self._whole(projection, clock)
-
-        def vectors(group: list[Projection]) -> Callable[[Vectors], Tensor]:
-            return self._vectors(group, clock)
-
-        return attach(model, layers, Order.PROTECT, whole, vectors)
+        # What runs there clips.
+        seated = [each for each in layers if _is_seated(model, each) and self._correction is CLIP]
+        names = [each.name for each in seated]
+        others = [each for each in layers if each not in seated]
+        self._clock = clock
+        taps = attach(model, others, Order.PROTECT, self._whole, self._vectors)
+        if names:
+            self._lane = ClippingLane([(name, 0) for name in names], self._output)
+            taps += tap_in_lane(model, names, self._lane, clock.lanes)
+        return taps
 
     @property
     def counts(self) -> list[int]:
@@ -86,7 +102,7 @@ class FirstTokenPolicy(Policy):
     def join(self, call: Call, rows: int, requests: Tensor, others: object, theirs: Tensor) -> None:
         assert isinstance(others, RequestBounds)
         if call not in self._bounds:
-            self._bounds[call] = RequestBounds(rows, 1, self._scale)
+            self._bounds[call] = RequestBounds(rows, 1, self._scale, self._correction)
             self._corrections.append(self._bounds[call].corrections)
         self._bounds[call].join(requests, others, theirs)
 
@@ -101,9 +117,6 @@ class FirstTokenPolicy(Policy):
             self._corrections.append(bounds.corrections)
         if not forward.is_first_token:
             bounds.settle()
-            # What is native clips.
-            if self._correction is CLIP:
-                self._native = bounds.native(self._keys)
         self._left_first_token |= bounds.settled
         self._current = bounds
         self._real = self._live = forward.real
@@ -111,58 +124,45 @@ class FirstTokenPolicy(Policy):
         if call.ended is not None and call.ended.shape[0] == forward.rows > 1:
             alive = ~call.ended[:, None]
             self._live = alive if self._real is None else self._real & alive
-        if self._live is not None or torch.is_grad_enabled():
-            self._native = None
+        if self._lane is not None and not forward.is_first_token:
+            self._lane.begin(bounds, self._live)
 
     def forward_finished(self, forward: Forward, output: Any) -> None:
-        self._native = None
+        self._rest()
 
     def call_failed(self, error: Exception) -> None:
-        self._native = None
+        self._rest()
 
-    def _whole(self, projection: Projection, clock: Clock) -> Callable[[Tensor], Tensor]:
-        critical = _critical(projection)
+    def _rest(self) -> None:
+        if self._lane is not None:
+            self._lane.end()
 
-        if critical == [(0, projection.out_features)]:
-            key = (projection.name, 0)
-            index = len(self._keys)
-            self._keys.append(key)
+    def _output(self, key: Key, output: Tensor) -> Tensor:
+        view = by_row(output, self._clock.forward)
+        protected = self._protect(key, view)
+        return protected if protected.shape == output.shape else protected.view_as(output)
 
-            def transform(output: Tensor) -> Tensor:
-                # In eager mode a step is all dispatch, and what stands here runs in every layer.
-                native = self._native
-                if native is not None and not torch.compiler.is_compiling():
-                    bounds = native.bounds[index]
-                    if bounds is not None:
-                        values = output if output.dim() < 4 else by_row(output, clock.forward)
-                        native.restrict(values, bounds, native.corrected)
-                        return output
-                view = by_row(output, clock.forward)
-                protected = self._protect(key, view)
-                return protected if protected.shape == output.shape else protected.view_as(output)
+    def _whole(self, projection: Projection) -> Callable[[Tensor], Tensor]:
+        columns = _columns(projection)
+        key = (projection.name, _critical(projection)[0][0])
 
-            return transform
-
-        ranges = _Ranges(critical)
-        key = (projection.name, critical[0][0])
-
-        def transform_ranges(output: Tensor) -> Tensor:
-            view = by_row(output, clock.forward)
-            part = ranges.take(view)
+        def transform(output: Tensor) -> Tensor:
+            view = by_row(output, self._clock.forward)
+            part = columns.take(view)
             protected = self._protect(key, part)
-            return ranges.put(view, part, protected).view(output.shape)
+            return columns.put(view, part, protected).view(output.shape)
 
-        return transform_ranges
+        return transform
 
-    def _vectors(self, group: list[Projection], clock: Clock) -> Callable[[Vectors], Tensor]:
+    def _vectors(self, group: list[Projection]) -> Callable[[Vectors], Tensor]:
         """Experts of one parameter, each with bounds of its own."""
         critical = _critical(group[0])
-        ranges = _Ranges(critical)
+        columns = _columns(group[0])
         key = (str(group[0].weight), critical[0][0])
         matrices = max((each.expert or 0 for each in group), default=0) + 1
 
         def transform(vectors: Vectors) -> Tensor:
-            rows = clock.forward.rows
+            rows = self._clock.forward.rows
             if vectors.count % rows:
                 raise RuntimeError(
                     f"ft2 cannot tell the rows of {vectors.count} tokens in {key[0]}, in a forward "
@@ -178,11 +178,9 @@ class FirstTokenPolicy(Policy):
                 _of_tokens(mask, vectors, rows, tokens) for mask in (self._real, self._live)
             )
             where = Where(cell, request, real, live, matrices)
-            if critical == [(0, vectors.values.shape[1])]:
-                return self._current.protect_vectors(key, vectors.values, where)
-            part = ranges.take(vectors.values)
+            part = columns.take(vectors.values)
             protected = self._current.protect_vectors(key, part, where)
-            return ranges.put(vectors.values, part, protected)
+            return columns.put(vectors.values, part, protected)
 
         return transform
 
@@ -193,43 +191,21 @@ class FirstTokenPolicy(Policy):
         return self._current.protect(key, view, real, live)
 
 
-class _Ranges:
-    """The critical columns of a fused layer.
-
-    They share bounds, as the columns of one layer do: how a model lays them out does not matter.
-    """
-
-    def __init__(self, ranges: list[tuple[int, int]]) -> None:
-        self._first = ranges[0]
-        self._is_one = len(ranges) == 1
-        self._columns = [column for start, stop in ranges for column in range(start, stop)]
-        self._indices: dict[torch.device, Tensor] = {}
-
-    def take(self, values: Tensor) -> Tensor:
-        """Return these columns of `values`, (..., columns)."""
-        if self._is_one:
-            return values[..., slice(*self._first)]
-        return values.index_select(-1, self._index(values.device))
-
-    def put(self, values: Tensor, part: Tensor, protected: Tensor) -> Tensor:
-        """Return `values` with `protected` in place of `part`, which was taken from it."""
-        if not self._is_one:
-            return values.index_copy(-1, self._index(values.device), protected)
-        if protected is part:
-            return values
-        changed = values.clone()
-        changed[..., slice(*self._first)] = protected
-        return changed
-
-    def _index(self, device: torch.device) -> Tensor:
-        if device not in self._indices:
-            with torch.inference_mode(False):
-                self._indices[device] = torch.tensor(self._columns, device=device)
-        return self._indices[device]
-
-
 def _critical(projection: Projection) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop, critical in projection.columns if critical]
+
+
+def _columns(projection: Projection) -> Columns:
+    critical = _critical(projection)
+    return Columns(None if critical == [(0, projection.out_features)] else critical)
+
+
+def _is_seated(model: nn.Module, projection: Projection) -> bool:
+    """Whether the whole output of a module is critical, and calling it is nothing special."""
+    is_whole = _critical(projection) == [(0, projection.out_features)]
+    if projection.weight is not None or not is_whole:
+        return False
+    return takes_a_seat(model.get_submodule(projection.name))
 
 
 def _of_tokens(mask: Tensor | None, vectors: Vectors, rows: int, tokens: int) -> Tensor | None:

@@ -1,0 +1,164 @@
+"""Taps of many modules that share one object, the lane, for as little work in each as possible.
+
+A tap of :mod:`ft2.forward.tap` calls functions that compiled code has to guard on, one by one in
+every layer. Here all modules run the same code, which finds the lane, and a module's seat in it, in
+a namespace that the modules of one model share: so compiled code guards on it once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.nn import functional
+from torch.nn.modules import module as _modules
+
+from ft2.forward.disguise import Disguise, undisguised
+
+__all__ = ["Lane", "Seat", "hears_nothing", "seats_of", "takes_a_seat"]
+
+
+class Lane(ABC):
+    """What becomes of the outputs of some modules.
+
+    Attributes
+    ----------
+    is_direct:
+        Whether nothing listens that a module's call would tell: global hooks, gradients, tracing.
+        Set for each forward; then linear layers are called past the ways of a module's call.
+    """
+
+    is_direct = False
+
+    @abstractmethod
+    def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
+        """Return what goes on in place of a module's output.
+
+        Parameters
+        ----------
+        seat:
+            The module's number in the lane.
+        hidden, output:
+            What the module was given and what it computed.
+        """
+
+    @abstractmethod
+    def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
+        """As :meth:`eager`, in code that ``torch.compile`` reads."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Called at the end of each forward, inside of what is compiled where that can be."""
+
+
+class Seat:
+    """One module's place in the lanes of its model.
+
+    Parameters
+    ----------
+    kind:
+        The module's class.
+    namespace:
+        What the seats of a lane share.
+    number:
+        Which one it is.
+    """
+
+    def __init__(self, kind: type, namespace: dict[str, Any], number: int) -> None:
+        template = _call_linear if kind is nn.Linear else _call_module
+        call = FunctionType(template.__code__, namespace, "__call__")
+        self.number = number
+        self.disguise = Disguise(kind, {"__call__": call})
+        self._namespace = namespace
+        namespace["seats"][self.disguise.worn] = number
+
+    def take(self, lane: Lane) -> None:
+        """Let `lane` have what the module puts out, while the module wears the disguise."""
+        self._namespace["lane"] = lane
+
+
+# The namespace of what follows, as it is written; each model has another one.
+lane: Any = None
+seats: dict[type, int] = {}
+call: Callable[..., Any] = nn.Module.__call__
+linear = functional.linear
+
+
+def _call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
+    output = call(module, *args, **kwargs)
+    hidden = args[0] if args else kwargs["input"]
+    if is_compiling():
+        return lane.traced(seats[type(module)], hidden, output)
+    return lane.eager(seats[type(module)], hidden, output)
+
+
+def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
+    if is_compiling():
+        hidden = args[0] if args else kwargs["input"]
+        if module._forward_hooks or module._forward_pre_hooks:
+            output = call(module, *args, **kwargs)
+        else:
+            output = module.forward(hidden)
+        return lane.traced(seats[type(module)], hidden, output)
+    own = module.__dict__
+    # What a linear layer's call comes to, without the ways of a module's call.
+    if (
+        lane.is_direct
+        and len(args) == 1
+        and not kwargs
+        and not own["_forward_hooks"]
+        and not own["_forward_pre_hooks"]
+        and "forward" not in own
+        and "_compiled_call_impl" not in own
+        and (weight := own["_parameters"].get("weight")) is not None
+    ):
+        hidden = args[0]
+        output = linear(hidden, weight, own["_parameters"]["bias"])
+    else:
+        output = call(module, *args, **kwargs)
+        hidden = args[0] if args else kwargs["input"]
+    return lane.eager(seats[type(module)], hidden, output)
+
+
+# Classes are kept: compiled code knows a model by them when the same is attached again.
+_SEATS: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], list[Seat]]] = WeakKeyDictionary()
+
+
+def takes_a_seat(module: nn.Module) -> bool:
+    """Whether calling the module is what calling any module is."""
+    return undisguised(type(module)).__call__ is nn.Module.__call__
+
+
+def seats_of(model: nn.Module, names: Iterable[str]) -> list[Seat]:
+    """Return seats for the modules of those names, always the same ones for the same names."""
+    names = tuple(names)
+    kinds = [undisguised(type(model.get_submodule(name))) for name in names]
+    known = _SEATS.setdefault(model, {})
+    found = known.get(names)
+    # Sharding and parametrizing exchange a module's class too.
+    if found is None or [seat.disguise.original for seat in found] != kinds:
+        # Without a module's name: compiled code would look there instead.
+        namespace = {
+            "__builtins__": __builtins__,
+            "call": call,
+            "is_compiling": is_compiling,
+            "lane": None,
+            "linear": linear,
+            "seats": {},
+        }
+        found = [Seat(kind, namespace, number) for number, kind in enumerate(kinds)]
+        known[names] = found
+    return found
+
+
+def hears_nothing() -> bool:
+    """Whether no global hook, gradient or tracer wants to hear of modules' calls."""
+    return not (
+        torch.is_grad_enabled() or _modules._has_any_global_hook() or torch._C._get_tracing_state()
+    )

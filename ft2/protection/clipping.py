@@ -1,0 +1,122 @@
+"""Clip the outputs of whole layers to the bounds of the running request, in little time.
+
+Eager layers use native operations, folded into the sums and products that follow. Compiled ones use
+plain torch, which is folded into the neighbouring kernels; what they corrected is counted by one
+native operation at the end of the forward, since counting there would turn those kernels into
+reductions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ft2.forward import Lane, hears_nothing
+from ft2.protection.arithmetic import clip, count_corrected
+from ft2.protection.bounds import Key, RequestBounds
+from ft2.protection.kernels import native_operations
+from ft2.protection.pending import Pending, Restrictor
+from ft2.protection.resident import Arguments, Resident
+
+__all__ = ["ClippingLane"]
+
+
+class ClippingLane(Lane):
+    """What becomes of the outputs of critical layers.
+
+    Parameters
+    ----------
+    keys:
+        The layers' keys, in the order of their seats.
+    otherwise:
+        Called with a key and an output whenever the lane itself does nothing with it: on the first
+        token, for layers that have learned nothing yet, for those that record gradients. Returns
+        what goes on in its place.
+    """
+
+    def __init__(self, keys: list[Key], otherwise: Callable[[Key, Tensor], Tensor]) -> None:
+        self._keys = keys
+        self._otherwise = otherwise
+        self._restrictors: list[Restrictor] = []
+        self._residents: dict[tuple[int, torch.device, torch.dtype], Resident] = {}
+        self._resident: Resident
+        self._idle: Arguments = [None for _ in keys]
+        # What the layers of the running forward use; compiled layers guard on what they read.
+        self._arguments = self._idle
+        self._is_clipping = False
+        self._counts_later = False
+        self._waiting: list[tuple[int, Tensor]] = []
+
+    def begin(self, request: RequestBounds, live: Tensor | None) -> None:
+        """Clip to what `request` has learned, until :meth:`end`; nothing, if that is not enough.
+
+        Parameters
+        ----------
+        request:
+            The bounds and counters of the requests that run.
+        live:
+            bool (rows, tokens or 1), False where corrections are not counted; None when all are.
+        """
+        kind = request.kind
+        if kind is None or (live is not None and live.shape != (request.requests, 1)):
+            return
+        place = (request.requests, *kind)
+        if place not in self._residents:
+            self._residents[place] = Resident(self._keys, *place)
+        resident = self._residents[place]
+        resident.hold(request, live)
+        operations = native_operations(*kind)
+        is_native = operations is not None and not torch.is_grad_enabled()
+        self._resident = resident
+        self._is_clipping = True
+        self._counts_later = is_native
+        self.is_direct = hears_nothing()
+        if operations is not None and is_native:
+            if not self._restrictors:
+                self._restrictors = [Restrictor(operations) for _ in self._keys]
+            self._arguments = resident.arguments
+
+    def end(self) -> None:
+        """Clip nothing more until the next :meth:`begin`."""
+        self._arguments = self._idle
+        self._is_clipping = False
+        self.is_direct = False
+        self._waiting.clear()
+
+    def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
+        arguments = self._arguments[seat]
+        if arguments is None:
+            return self._otherwise(self._keys[seat], output)
+        restrictor = self._restrictors[seat]
+        # Of outputs that something else made its own, nothing may wait.
+        if restrictor.waits and type(output) is Tensor:
+            return Pending.wait(output, restrictor, arguments)
+        restrictor.restrict(output, *arguments)
+        return output
+
+    def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
+        if not self._is_clipping:
+            return self._otherwise(self._keys[seat], output)
+        resident = self._resident
+        bounds = resident.bounds[seat]
+        values = output.reshape(bounds.shape[1], -1, output.shape[-1])
+        clipped = clip(values, bounds[0][:, None, None], bounds[1][:, None, None])
+        if self._counts_later and output.dtype == resident.dtype and output.is_contiguous():
+            self._waiting.append((seat, output))
+        else:
+            count_corrected(values, clipped, resident.live, resident.corrected)
+        return clipped.view(output.shape)
+
+    def finish(self) -> None:
+        if not self._waiting:
+            return
+        resident = self._resident
+        seats = [seat for seat, _ in self._waiting]
+        bounds = resident.bounds
+        if seats != list(range(len(self._keys))):
+            bounds = torch.stack([bounds[seat] for seat in seats])
+        outputs = [output for _, output in self._waiting]
+        torch.ops.ft2.count_outside.default(outputs, bounds, resident.corrected, resident.live)
+        self._waiting.clear()

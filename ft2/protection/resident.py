@@ -1,0 +1,111 @@
+"""Bounds and counters at addresses that stay, for native operations and compiled code.
+
+A CUDA graph reads and writes the addresses that it was recorded with. So the layers use the bounds
+and counters of one table, into which those of the running request are copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ft2.protection.arithmetic import bounds_dtype
+from ft2.protection.bounds import Key, RequestBounds
+
+__all__ = ["Arguments", "Resident"]
+
+Arguments = list[tuple[Tensor, Tensor, Tensor | None] | None]
+
+
+class Resident:
+    """What the layers use of the request that is running.
+
+    Parameters
+    ----------
+    keys:
+        The layers.
+    requests:
+        How many requests a call has.
+    device, dtype:
+        Of the layers' outputs.
+
+    Attributes
+    ----------
+    dtype:
+        Of the layers' outputs.
+    bounds:
+        (layers, 2, requests), in the dtype of bounds; the type's range where nothing was learned.
+    corrected:
+        int64 (requests,).
+    live:
+        bool (requests, 1), whose corrections are counted; None for a single request.
+    arguments:
+        What the native operations take for each layer: bounds (2, requests), counters and `live`;
+        None where nothing was learned.
+    """
+
+    def __init__(
+        self, keys: list[Key], requests: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.dtype = dtype
+        self.live: Tensor | None = None
+        self.arguments: Arguments = []
+        self._keys = keys
+        self._owner: RequestBounds | None = None
+        self._version = -1
+        self._all_live = True
+        limit = torch.finfo(dtype).max
+        # Made outside inference mode, a tensor can be updated inside and outside of it.
+        with torch.inference_mode(False):
+            range_of_type = torch.tensor([[-limit], [limit]], dtype=bounds_dtype(dtype))
+            self._unlearned = range_of_type.to(device).expand(2, requests)
+            self.bounds = self._unlearned.repeat(len(keys), 1, 1)
+            self.corrected = torch.zeros(requests, dtype=torch.int64, device=device)
+            if requests > 1:
+                self.live = torch.ones(requests, 1, dtype=torch.bool, device=device)
+        for each in (self.bounds, self.corrected, self.live):
+            if each is not None:
+                _keep_address(each)
+
+    def hold(self, request: RequestBounds, live: Tensor | None) -> None:
+        """Take the place of a request's bounds and counters, until another one's are held.
+
+        Parameters
+        ----------
+        request:
+            Whose they are.
+        live:
+            bool (requests, 1), to be copied; None when all count.
+        """
+        is_held = self._owner is request and self._version == request.version
+        # Nearly all steps end here.
+        if is_held and live is None and self._all_live:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            if not is_held:
+                self._load(request)
+            if self.live is not None:
+                self._all_live = live is None
+                self.live.copy_(live) if live is not None else self.live.fill_(True)
+
+    def _load(self, request: RequestBounds) -> None:
+        device = self.corrected.device
+        if self._owner is not request:
+            if self._owner is not None:
+                self._owner.corrections.counters[device] = self.corrected.clone()
+            self.corrected.copy_(request.corrections.on(device))
+            request.corrections.counters[device] = self.corrected
+        learned = [request.widened(key) for key in self._keys]
+        known = [self._unlearned if each is None else each for each in learned]
+        torch.stack(known, out=self.bounds)
+        self.arguments = [
+            None if each is None else (bounds, self.corrected, self.live)
+            for each, bounds in zip(learned, self.bounds.unbind(), strict=True)
+        ]
+        self._owner, self._version = request, request.version
+
+
+def _keep_address(tensor: Any) -> None:
+    torch._dynamo.mark_static_address(tensor, guard=False)
