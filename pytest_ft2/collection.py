@@ -249,8 +249,10 @@ def _campaign(
         trial_timeout=settings.trial_timeout,
         replay_options=settings.chosen_options,
     )
-    hopeless = never_passes(planned, Budget(plan.budget, plan.due_budget, plan.confidence))
-    if planned and hopeless is not None:
+    gate_budget = Budget(plan.budget, plan.due_budget, plan.confidence)
+    # A replay plans no trials, and decides nothing.
+    hopeless = never_passes(planned, gate_budget) if planned else None
+    if hopeless is not None:
         first.warn(pytest.PytestWarning(f"{plan.key}: {hopeless}."))
     campaign = Campaign(plan, running)
     campaign.chunks = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ft2.campaign import Golden, Run, RunSpec, seed_everything
+from ft2.campaign import Ahead, Golden, GoldenCalls, Replies, Run, RunSpec, seed_everything
 from pytest_ft2.attempt import Attempt, attempt
 from pytest_ft2.environment import environment
 from pytest_ft2.items import Campaign
@@ -28,6 +28,8 @@ class GoldenSet:
         How many exceptions leave the model without any fault, for the test to handle.
     golden:
         The unprotected run, or None if there is none that can be used.
+    calls:
+        What the model's calls ask and say under the trials' protection.
     seconds:
         How long the fastest of the runs took: the first may have loaded the model.
     problem:
@@ -45,6 +47,7 @@ class GoldenSet:
     problem: str | None = None
     skipped: str | None = None
     wrong_answer: bool = False
+    calls: GoldenCalls | None = None
     payload: Payload = field(default_factory=dict)
 
 
@@ -56,9 +59,12 @@ class CampaignState:
     ----------
     by_item:
         Digests of the goldens that the user's own items made in this process, by set number.
+    ahead:
+        Computes trials before their tests ask for them; None until it is needed.
     """
 
     by_item: dict[int, str] = field(default_factory=dict)
+    ahead: Ahead | None = None
     sets: dict[int, GoldenSet] = field(default_factory=dict)
 
 
@@ -115,10 +121,15 @@ class GoldenRunner:
             )
         return None
 
-    def run(self, number: int, spec: RunSpec, seconds: float | None) -> tuple[Attempt, Run]:
-        """Run a set's test once, from the golden run's random state, for so long at most."""
+    def run(
+        self, number: int, spec: RunSpec, seconds: float | None, replies: Replies | None = None
+    ) -> tuple[Attempt, Run]:
+        """Run a set's test once, from the golden run's random state, for so long at most.
+
+        Its model's calls are told `replies`, if there are any.
+        """
         seed_everything(self.plan.seed, f"{self.plan.key}\n{self.plan.sets[number]}")
-        run = Run(spec)
+        run = Run(spec, replies)
         result = attempt(
             self.campaign.sets[number], self._neighbour, run, self._model_fixture, seconds
         )
@@ -153,6 +164,8 @@ class GoldenRunner:
             made.problem = self._repeat(number, made, golden)
         if golden is not None and made.problem is None:
             made.golden = golden
+            if self.plan.protection == "none":
+                made.calls = GoldenCalls(run.asked, run.calls, golden.outputs)
             values |= {
                 "digest": golden.digest,
                 "model": golden.model.fingerprint,
@@ -160,6 +173,7 @@ class GoldenRunner:
                 "calls": golden.calls,
                 "steps": golden.steps,
                 "share_outside": golden.macs.share_outside,
+                "largest_weights": golden.largest_weights,
             }
             values |= self._protected(number, made, golden)
         values["problem"] = made.problem
@@ -239,6 +253,8 @@ class GoldenRunner:
         spec = RunSpec(**self.plan.protected, record=True)
         result, run = self._fault_free(made, number, spec)
         protected = run.golden
+        if protected is not None:
+            made.calls = GoldenCalls(run.asked, run.calls, protected.outputs)
         if run.attach_error is not None:
             made.golden = None
             made.problem = (

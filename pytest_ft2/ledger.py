@@ -285,6 +285,7 @@ class CampaignLedger:
                 for record in self.counted.values()
             ],
             stop=self._stop(),
+            largest_weights=_largest([each.get("largest_weights") for each in known]),
             share_outside=sum(shares) / len(shares) if shares else None,
             replay_options=self.plan.replay_options,
         )
@@ -437,6 +438,14 @@ def _values(environments: Iterable[Payload]) -> dict[str, list[Any]]:
             if value not in values:
                 values.append(value)
     return {name: sorted(values, key=str) for name, values in found.items()}
+
+
+def _largest(weights: Iterable[dict[str, float] | None]) -> dict[str, float] | None:
+    """Return the largest weight of any run under each measure; None if no run knows any."""
+    known = [each for each in weights if each]
+    if not known:
+        return None
+    return {name: max(each[name] for each in known) for name in known[0]}
 
 
 def _as_masked(counts: Counts) -> Counts:

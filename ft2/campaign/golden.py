@@ -90,7 +90,8 @@ class Golden:
         """Weigh a fault of this run under other measures of the space.
 
         A trial drawn uniformly over steps and elements, counted with these weights, estimates the
-        rate under a measure by MACs (``macs``) or by time (``time``). Their mean is 1.
+        rate under a measure by output elements (``elements``), by MACs (``macs``) or by time
+        (``time``). Their mean is 1.
 
         Raises
         ------
@@ -105,9 +106,29 @@ class Golden:
             if other.elements
         )
         spent = self.seconds[self.space.steps.index(step)]
+        by_elements = step.elements * len(drawn) / self.space.elements
         by_macs = execution.macs * step.elements * len(drawn) / self.macs.projections
         by_time = spent / seconds * len(drawn) if seconds else 1.0
-        return {"macs": by_macs, "time": by_time}
+        return {"elements": by_elements, "macs": by_macs, "time": by_time}
+
+    @property
+    def largest_weights(self) -> dict[str, float]:
+        """The largest of :attr:`weights` that any fault of this run has, under each measure."""
+        drawn = [
+            (step, spent)
+            for step, spent in zip(self.space.steps, self.seconds, strict=True)
+            if step.elements
+        ]
+        seconds = sum(spent for _, spent in drawn)
+        work = max(
+            step.elements * max(each.macs for each in step.executions if each.elements)
+            for step, _ in drawn
+        )
+        return {
+            "elements": max(step.elements for step, _ in drawn) * len(drawn) / self.space.elements,
+            "macs": work * len(drawn) / self.macs.projections,
+            "time": max(spent for _, spent in drawn) / seconds * len(drawn) if seconds else 1.0,
+        }
 
 
 @dataclass

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ft2.report.result import CampaignResult, reweighted_rate
+from ft2.report.breakdown import breakdown
+from ft2.report.measures import rates_by_measure, reweighted_rate
+from ft2.report.result import CampaignResult
 
 __all__ = ["SCHEMA", "as_document", "write_document"]
 
@@ -49,6 +51,8 @@ def write_document(
 
 def _campaign(result: CampaignResult) -> dict[str, Any]:
     verdict = result.verdict
+    new_prompts = result.interval_for_new_prompts
+    largest = result.largest_weights if result.complete and result.stop is None else None
     return {
         "nodeid": result.nodeid,
         "seed": result.seed,
@@ -65,6 +69,10 @@ def _campaign(result: CampaignResult) -> dict[str, Any]:
         "stop": result.stop,
         "rate": None if verdict is None else verdict.rate,
         "interval": None if verdict is None or verdict.interval is None else [*verdict.interval],
+        "interval_for_new_prompts": None if new_prompts is None else [*new_prompts],
+        "chance_of_another_verdict": result.chance_of_another_verdict,
+        "breakdown": breakdown(result.trials, result.interval_of),
+        "measures": rates_by_measure(result.trials, largest),
         "rate_by_macs": reweighted_rate(result.trials, "macs"),
         "rate_by_time": reweighted_rate(result.trials, "time"),
         "share_of_macs_outside": result.share_outside,

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ft2.verdict import Counts, Verdict
+from ft2.verdict import (
+    Budget,
+    Counts,
+    Verdict,
+    always_valid_interval,
+    chance_of_another_verdict,
+    interval,
+    interval_for_new_prompts,
+)
 
-__all__ = ["CampaignResult", "reweighted_rate"]
+__all__ = ["CampaignResult"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class CampaignResult:
         Of a campaign that may stop early: ``after`` how many trials it was decided, or None; how
         many it ``saved``; and how many more, ``not_counted``, other workers had run by then. None
         where all trials were to run.
+    largest_weights:
+        The largest weight that any site has under each other measure of the space.
     """
 
     nodeid: str
@@ -51,12 +61,38 @@ class CampaignResult:
     share_outside: float | None = None
     replay_options: Sequence[str] = ()
     stop: dict[str, Any] | None = None
+    largest_weights: dict[str, float] | None = None
 
     @property
     def complete(self) -> bool:
         """Whether all trials have an outcome, or all that were needed."""
         stopped = self.stop is not None and self.stop["after"] is not None
         return stopped or self.counts.seen == self.counts.planned
+
+    def interval_of(self, events: int, trials: int) -> tuple[float, float]:
+        """Return the two-sided 95 % interval, in per cent, that holds for trials drawn so."""
+        return (interval if self.stop is None else always_valid_interval)(events, trials)
+
+    @property
+    def interval_for_new_prompts(self) -> tuple[float, float] | None:
+        """The rate over prompts like these, in per cent; None where they say nothing of others."""
+        if not self.complete or self.stop is not None:
+            return None
+        counted: dict[str, list[bool]] = {}
+        for trial in filter(_is_known, self.trials):
+            counted.setdefault(trial["params"], []).append(trial["outcome"] == "sdc")
+        return interval_for_new_prompts([(sum(events), len(events)) for events in counted.values()])
+
+    @property
+    def chance_of_another_verdict(self) -> float | None:
+        """The chance, in per cent, that another seed would decide otherwise; None if not known."""
+        decided = self.verdict is not None and self.verdict.name != "incomplete"
+        sequential = self.stop is not None and self.confidence is not None
+        counts = self.counts
+        if not decided or sequential or 100 * counts.due > self.due_budget * counts.planned:
+            return None
+        budget = Budget(self.budget, self.due_budget, self.confidence)
+        return chance_of_another_verdict(counts.sdc, counts.seen, counts.planned, budget)
 
     @property
     def corrupted(self) -> list[dict[str, Any]]:
@@ -69,25 +105,5 @@ class CampaignResult:
         return sum(trial["outcome"] == "sdc" for trial in trials), len(trials)
 
 
-def reweighted_rate(trials: Sequence[dict[str, Any]], measure: str) -> float | None:
-    """Estimate the SDC rate, in per cent, under another measure of the space.
-
-    Each trial counts with the ratio of its site's weight under `measure` to its weight under the
-    declared one, over the sum of these ratios (the self-normalised importance estimate).
-
-    Parameters
-    ----------
-    measure:
-        ``macs`` or ``time``.
-
-    Returns
-    -------
-    float or None
-        None when no trial has such a weight.
-    """
-    known = [trial for trial in trials if trial["outcome"] and measure in trial.get("weights", {})]
-    total = sum(trial["weights"][measure] for trial in known)
-    if not total:
-        return None
-    hit = sum(trial["weights"][measure] for trial in known if trial["outcome"] == "sdc")
-    return 100 * hit / total
+def _is_known(trial: dict[str, Any]) -> bool:
+    return bool(trial["outcome"]) and trial["params"] is not None

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from ft2.report.result import CampaignResult, reweighted_rate
+from ft2.report.measures import reweighted_rate
+from ft2.report.result import CampaignResult
 
 __all__ = ["SPACE", "markdown_page", "notes", "table"]
 
 SPACE = (
     "Each step of the fault-free runs was equally likely to be hit, and in it each output element "
     "of the decoder blocks' linear layers; attention's products, lm_head and sampling are outside "
-    "this space."
+    "this space. A rate and its interval speak of these prompts and of this space."
 )
 """What a rate speaks of, in a sentence."""
 
@@ -47,6 +48,15 @@ def table(results: Sequence[CampaignResult], style: str = "simple") -> str:
 def notes(result: CampaignResult) -> list[str]:
     """Return what a reader should know beside the row: lines of plain text."""
     lines = [] if result.verdict is None else [result.verdict.reason]
+    if result.chance_of_another_verdict is not None:
+        chance = _shown_chance(result.chance_of_another_verdict)
+        lines.append(f"Another seed's faults would decide otherwise with a chance of {chance}.")
+    prompts = result.interval_for_new_prompts
+    if prompts is not None:
+        lines.append(
+            f"For new prompts like these, each of which counts once: {prompts[0]:.2f}{_DASH}"
+            f"{prompts[1]:.2f} %."
+        )
     if result.excluded:
         lines.append(f"Left out, answered wrongly without a fault: {', '.join(result.excluded)}.")
     broken = [each for each in result.golden if each.get("passed_with_protection") is False]
@@ -115,13 +125,17 @@ def _row(result: CampaignResult) -> tuple[str, ...]:
     )
 
 
+def _shown_chance(per_cent: float) -> str:
+    return "less than 1 %" if per_cent < 1 else f"{per_cent:.0f} %"
+
+
 def _where(result: CampaignResult) -> str:
     parts = []
     for name, title in (("first", "first token"), ("later", "later tokens")):
         events, trials = result.phase(name)
         parts.append(f"{events} of {trials} in the {title}")
     line = f"SDCs: {', '.join(parts)}"
-    for measure, title in (("macs", "MACs"), ("time", "time")):
+    for measure, title in (("elements", "elements"), ("macs", "MACs"), ("time", "time")):
         rate = reweighted_rate(result.trials, measure)
         if rate is not None:
             line += f"; rate by {title} {rate:.2f} %"

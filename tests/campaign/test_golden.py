@@ -233,9 +233,11 @@ def test_weights_have_mean_1_over_all_sites(way: str) -> None:
     assert sum(p for p, _ in everywhere) == 1
     assert len({str(fault) for _, fault in everywhere}) == len(everywhere) == golden.space.elements
     weighed = [(p, golden.weights(fault)) for p, fault in everywhere]
-    for measure in ("macs", "time"):
+    for measure in ("elements", "macs", "time"):
         mean = sum(p * Fraction(weights[measure]) for p, weights in weighed)
         assert float(mean) == pytest.approx(1, rel=1e-12)
+        largest = max(weights[measure] for _, weights in weighed)
+        assert golden.largest_weights[measure] == pytest.approx(largest)
 
 
 def test_a_weight_is_the_ratio_of_the_measures() -> None:

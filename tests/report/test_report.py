@@ -170,15 +170,18 @@ def test_notes_say_why_and_how_to_see_it_again() -> None:
     assert lines[0].startswith("5 of 6 faults changed a right answer into a wrong one")
     assert "Left out, answered wrongly without a fault: a, b." in lines
     assert "ft2 alone changed 1 of 1 fault-free outputs." in lines
-    assert lines[3] == (
+    assert (
+        lines[1] == "Another seed's faults would decide otherwise with a chance of less than 1 %."
+    )
+    assert lines[4] == (
         "SDCs: 5 of 5 in the first token, 0 of 1 in the later tokens; rate by MACs 83.33 %; "
         "rate by time 83.33 %; MACs outside the space 25 %."
     )
-    assert lines[4:7] == [
+    assert lines[5:8] == [
         f"pytest --ft2-replay='test_qa.py::test_capital#{number}' --ft2-seed=1 'a b'"
         for number in range(3)
     ]
-    assert lines[7] == "… and 2 more SDCs; --ft2-json=FILE lists them all."
+    assert lines[8] == "… and 2 more SDCs; --ft2-json=FILE lists them all."
 
 
 def test_corrections_without_a_change_are_told() -> None:

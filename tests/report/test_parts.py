@@ -1,0 +1,139 @@
+"""Outcomes by part of the space, and rates under other measures of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ft2.report import as_document, breakdown, layer_kind, notes, rates_by_measure
+from ft2.verdict import Budget, Counts, always_valid_interval, decide_early, interval
+from tests.report.test_report import result, trial
+
+LAYERS = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "transformer.h.0.attn.c_attn"]
+
+
+def fault(layer: str, step: int, bits: str) -> str:
+    return f"call=0,step={step},layer={layer},row=0,position=0,neuron=1,bits={bits},encoding=fp16"
+
+
+RECORDS = st.lists(
+    st.tuples(
+        st.sampled_from(["masked", "sdc", "due", None]),
+        st.sampled_from(LAYERS),
+        st.integers(0, 3),
+        st.sampled_from(["0", "14", "3:14"]),
+    )
+)
+
+
+def records(drawn: list[tuple[str | None, str, int, str]]) -> list[dict[str, Any]]:
+    return [
+        trial(number, outcome, fault=fault(layer, step, bits))
+        for number, (outcome, layer, step, bits) in enumerate(drawn)
+    ]
+
+
+@given(RECORDS)
+def test_the_parts_of_each_breakdown_add_up_to_the_trials_with_an_outcome(
+    drawn: list[tuple[str | None, str, int, str]],
+) -> None:
+    trials = records(drawn)
+    known = [each["outcome"] for each in trials if each["outcome"]]
+    for parts in breakdown(trials, interval).values():
+        assert sum(part["trials"] for part in parts.values()) == len(known)
+        for outcome in ("masked", "sdc", "due"):
+            assert sum(part[outcome] for part in parts.values()) == known.count(outcome)
+        for part in parts.values():
+            assert part["interval"] == [*interval(part["sdc"], part["trials"])]
+
+
+def test_a_fault_counts_under_its_phase_its_kind_of_layer_and_its_highest_bit() -> None:
+    trials = records([("sdc", LAYERS[0], 0, "3:14"), ("masked", LAYERS[1], 2, "0")])
+    found = breakdown(trials, interval)
+    assert found["phase"]["first"]["sdc"] == 1
+    assert found["phase"]["later"]["sdc"] == 0
+    assert found["layer_kind"]["mlp.up_proj"]["trials"] == 2
+    assert list(found["bit"]) == ["0", "14"]
+    assert found["bit"]["14"]["sdc"] == 1
+
+
+def test_a_trial_that_died_with_its_fault_is_in_no_part() -> None:
+    found = breakdown([trial(0, "due", fault=None)], interval)
+    assert found == {"phase": {}, "layer_kind": {}, "bit": {}}
+
+
+def test_kinds_are_paths_inside_the_block() -> None:
+    assert layer_kind("model.layers.3.mlp.experts.7.up_proj") == "mlp.experts.up_proj"
+    assert layer_kind("decoder.final") == "decoder.final"
+
+
+def test_each_measure_has_a_rate_and_an_interval_that_holds_it() -> None:
+    weights = {"elements": 5.0, "macs": 2.0, "time": 1.0}
+    trials = [trial(0, "sdc", weights=weights)]
+    trials += [
+        trial(number, weights={"elements": 0.5, "macs": 0.8, "time": 1.0})
+        for number in range(1, 200)
+    ]
+    found = rates_by_measure(trials, {"elements": 5.0, "macs": 2.0, "time": 0.9})
+    for name, rate in (("elements", 4.785), ("macs", 1.241), ("time", 0.5)):
+        assert found[name]["rate"] == pytest.approx(rate, abs=1e-3)
+        low, high = found[name]["interval"]
+        assert low <= rate <= high
+    unknown = rates_by_measure(trials, None)
+    assert {each["interval"] for each in unknown.values()} == {None}
+    assert rates_by_measure([], {"macs": 1.0})["macs"] == {"rate": None, "interval": None}
+
+
+def several_prompts(**values: Any) -> list[dict[str, Any]]:
+    return [
+        trial(number, params=f"p{number % 4}", fault=fault(LAYERS[0], 1, "0"), **values)
+        for number in range(40)
+    ]
+
+
+def test_new_prompts_have_an_interval_of_their_own_beside_that_of_these() -> None:
+    found = result(several_prompts())
+    campaign = as_document([found], {})["campaigns"][0]
+    assert campaign["interval"] == pytest.approx([0, 8.81], abs=0.01)
+    assert campaign["interval_for_new_prompts"] == pytest.approx([0, 63.12], abs=0.01)
+    assert "For new prompts like these, each of which counts once: 0.00\N{EN DASH}63.12 %." in (
+        notes(found)
+    )
+    one = result([trial(number) for number in range(40)])
+    assert one.interval_for_new_prompts is None
+
+
+def test_the_chance_of_another_verdict_is_printed_unless_the_campaign_proves_nothing() -> None:
+    near = result([trial(number, "sdc" if number < 2 else "masked") for number in range(400)])
+    assert near.chance_of_another_verdict == pytest.approx(45, abs=10)
+    assert any("would decide otherwise with a chance of 4" in line for line in notes(near))
+    assert result([trial(0, None)]).chance_of_another_verdict is None
+    dues = result([trial(number, "due") for number in range(10)])
+    assert dues.chance_of_another_verdict is None
+
+
+def test_after_an_early_stop_every_interval_holds_at_every_look() -> None:
+    trials = several_prompts()
+    counts = Counts(400, 40, 0, 0)
+    found = result(
+        trials,
+        counts=counts,
+        verdict=decide_early(counts, Budget(100)),
+        stop={"after": 40, "saved": 360, "not_counted": 0},
+        largest_weights={"elements": 1.0, "macs": 1.0, "time": 1.0},
+    )
+    campaign = as_document([found], {})["campaigns"][0]
+    exact = [*always_valid_interval(0, 40)]
+    assert campaign["interval"] == campaign["breakdown"]["bit"]["0"]["interval"] == exact
+    assert campaign["interval_for_new_prompts"] is None
+    assert campaign["measures"]["macs"] == {"rate": 0.0, "interval": None}
+
+
+def test_counting_and_reporting_need_no_torch() -> None:
+    code = "import sys, ft2.report, pytest_ft2.ledger; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
