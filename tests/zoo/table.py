@@ -14,12 +14,25 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import ft2
 from ft2.layers import UnsupportedModelError
+from ft2.protection.policies import profiled_policy
 from ft2.report.layers import Group, fold, form_of
 from tests.zoo.configs import ARCHITECTURES, small_model
 
-__all__ = ["COMMAND", "PAGE", "Row", "committed", "page", "registered", "row", "row_of"]
+__all__ = [
+    "COMMAND",
+    "PAGE",
+    "PROFILED",
+    "Row",
+    "committed",
+    "page",
+    "refusing",
+    "registered",
+    "row",
+    "row_of",
+]
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+PROFILED = ("ranger", "maximals", "global-clipper", "ft2-offline")
 COMMAND = "python -m tests.zoo.table > docs/architectures.md"
 
 _HEADERS = (
@@ -30,6 +43,7 @@ _HEADERS = (
     "critical kinds",
     "other kinds",
     "forms",
+    "not protected by",
     "note",
 )
 _HEADERS_OF_OTHERS = ("architecture", "class", "why not")
@@ -86,9 +100,21 @@ def row_of(model_type: str, model: Any) -> Row:
         _kinds(critical, others),
         _kinds(others, critical),
         _listed(form for form in _FORMS if form in forms),
+        _listed(refusing(model)),
         ARCHITECTURES[model_type].note or "",
     )
     return Row(cells)
+
+
+def refusing(model: Any) -> list[str]:
+    """Return the policies with profiled bounds that refuse a model."""
+    refused = []
+    for policy in PROFILED:
+        try:
+            profiled_policy(policy).places(model)
+        except UnsupportedModelError:
+            refused.append(policy)
+    return refused
 
 
 def page(rows: Sequence[Row], version: str) -> str:
@@ -111,6 +137,10 @@ the batch; `tests/zoo` holds each row to it. Projections are counted once for al
 experts that are alike. A kind is *in part* critical if only some columns of a fused projection are;
 `python -m ft2 layers MODEL` tells which, and the reasons. Raw parameters are those that a module
 multiplies with itself, in no linear module.
+
+A model is not protected by a policy that finds nothing there that it is for, or not all of it: then
+it refuses the model in one sentence. `ranger` needs activations that are modules, `maximals` the
+last projections of the MLPs, `global-clipper` attention whose weights are a softmax.
 
 ## Supported
 

@@ -23,7 +23,16 @@ from ft2.campaign.golden import Recorder
 from ft2.faults import Space
 from ft2.layers import Projection
 from tests.zoo.configs import small_config, small_model
-from tests.zoo.table import COMMAND, committed, page, registered, row, row_of
+from tests.zoo.table import (
+    COMMAND,
+    PROFILED,
+    committed,
+    page,
+    refusing,
+    registered,
+    row,
+    row_of,
+)
 
 _PAGE, _VERSION, _ROWS = committed()
 # Of another version's architectures only whether they are supported is compared.
@@ -148,6 +157,26 @@ def test_protection_leaves_a_text_without_faults_as_it_is(
         protected = subject.continued(text, use_cache=use_cache)
     assert torch.equal(protected, plain), protection.counts
     assert protection.left_first_token or not use_cache
+
+
+@pytest.mark.filterwarnings("ignore:.* saw no token of the prompts:UserWarning")
+def test_profiled_bounds_leave_a_profiled_text_alone_and_are_in_force(subject: Subject) -> None:
+    model, text = subject.model, subject.text()
+    with torch.no_grad():
+        plain = model(**text).logits
+    for policy in set(PROFILED) - set(refusing(model)):
+        profile = ft2.profile(model, text, policy, max_new_tokens=0, progress=False)
+        with ft2.protect(model, policy, bounds=profile) as protection, torch.no_grad():
+            protected = model(**text).logits
+        assert torch.equal(protected, plain), policy
+        assert protection.counts == [0], policy
+        # Nothing is within bounds of zero.
+        narrow = dict.fromkeys(profile.bounds, (0.0, 0.0))
+        silent = ft2.Profile(policy, profile.model, profile.prompts, narrow)
+        with ft2.protect(model, policy, bounds=silent) as protection, torch.no_grad():
+            silenced = model(**text).logits
+        assert not torch.equal(silenced, plain), policy
+        assert protection.counts > [0], policy
 
 
 def test_a_fault_in_each_kind_strikes_there_and_in_no_other_row(subject: Subject) -> None:
