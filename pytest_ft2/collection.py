@@ -151,6 +151,11 @@ def _check_function(function: pytest.Function) -> None:
         raise ValueError(
             "sdc_budget does not work with the subtests fixture yet: parametrise the test instead"
         )
+    if "sdc_reduction" in function.fixturenames:
+        raise ValueError(
+            "a test that compares with and without the protection by sdc_reduction cannot be gated "
+            "too: take sdc_budget off"
+        )
     if "fault_injector" in function.fixturenames:
         raise ValueError(
             "a test that places faults by hand with fault_injector cannot be gated too: take "

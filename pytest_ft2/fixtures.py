@@ -64,7 +64,7 @@ def model_fixtures(model_fixture: str) -> ModuleType:
     """
     # Of other objects than modules and classes, pytest looks for fixtures in their class only.
     plugin = ModuleType("pytest_ft2.model_fixtures", model_fixtures.__doc__)
-    for body in (_protected_model, _unprotected_model, _fault_injector):
+    for body in (_protected_model, _unprotected_model, _fault_injector, _sdc_reduction):
         setattr(plugin, body.__name__.removeprefix("_"), _fixture(body, model_fixture))
     return plugin
 
@@ -120,3 +120,10 @@ def _fault_injector(request: pytest.FixtureRequest, model: Any) -> Generator[Any
     injector = FaultInjector(model, request.config.stash[SETTINGS], request.node.nodeid)
     yield injector
     injector.stop()
+
+
+def _sdc_reduction(request: pytest.FixtureRequest, model: Any) -> Generator[Any, None, None]:
+    """Fails the test unless the protection cuts SDCs by so much: ``(right, at_least=50)``."""
+    from pytest_ft2.reduction import SdcReduction
+
+    yield SdcReduction(model, request.config.stash[SETTINGS], request.node.nodeid)

@@ -294,6 +294,7 @@ def test_the_fixtures_are_listed_with_their_descriptions(project: Project) -> No
         "protected_model",
         "unprotected_model",
         "fault_injector",
+        "sdc_reduction",
     ):
         result.stdout.fnmatch_lines([f"{name}*"])
     result.stdout.no_fnmatch_line("*no docstring available*ft2*")
