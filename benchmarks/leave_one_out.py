@@ -250,6 +250,24 @@ def run_trials(model: Any, policy: str, trials: Sequence[Trial], batch: int) -> 
     return [outcomes[number] for number in range(len(trials))]
 
 
+def check_alone(
+    model: Any, trials: Sequence[Trial], outcomes: dict[str, list[Outcome]], each: int = 25
+) -> dict[str, int]:
+    """Run a sample of the trials again, one at a time; half of it SDCs where there are any."""
+    checked = equal = wrong = 0
+    for policy, batched in outcomes.items():
+        for outcome in (Outcome.SDC, Outcome.MASKED):
+            numbers = [i for i, seen in enumerate(batched) if seen is outcome]
+            for number in numbers[:: max(1, len(numbers) // each)][:each]:
+                trial = trials[number]
+                alone = answers(model, policy, trial.question, [trial.fault], 1)
+                checked += 1
+                wrong += outcome is Outcome.SDC
+                equal += alone == [outcome]
+    print(f"{checked} of these, {wrong} SDCs, ran again one at a time: {equal} came out alike.")
+    return {"trials": checked, "sdc": wrong, "equal": equal}
+
+
 def space_of(model: Any, question: Question) -> Space:
     """Return all sites of the answer to a question."""
     recorder = Recorder(model)
@@ -576,7 +594,7 @@ class Experiment:
                 print(f"{each.due} faults made the model raise under {policy}.")
         return {
             "faults": [str(trial.fault) for trial in trials],
-            "checked": self._check(trials, outcomes),
+            "checked": check_alone(self.model, trials, outcomes),
             "protections": [
                 {"protection": policy, "wrong": _wrong(outcomes[policy]), **each.numbers}
                 for policy, each in compared.items()
@@ -631,23 +649,6 @@ class Experiment:
             for start, stop, critical in projection.columns
             if start <= fault.neuron < stop
         )
-
-    def _check(
-        self, trials: Sequence[Trial], outcomes: dict[str, list[Outcome]], each: int = 25
-    ) -> dict[str, int]:
-        """Run a sample of the trials again, one at a time; half of it SDCs where there are any."""
-        checked = equal = wrong = 0
-        for policy, batched in outcomes.items():
-            for outcome in (Outcome.SDC, Outcome.MASKED):
-                numbers = [i for i, seen in enumerate(batched) if seen is outcome]
-                for number in numbers[:: max(1, len(numbers) // each)][:each]:
-                    trial = trials[number]
-                    alone = answers(self.model, policy, trial.question, [trial.fault], 1)
-                    checked += 1
-                    wrong += outcome is Outcome.SDC
-                    equal += alone == [outcome]
-        print(f"{checked} of these, {wrong} SDCs, ran again one at a time: {equal} came out alike.")
-        return {"trials": checked, "sdc": wrong, "equal": equal}
 
 
 def _wrong(outcomes: Sequence[Outcome]) -> list[int]:

@@ -1,8 +1,9 @@
-"""The command line: ``python -m ft2 layers MODEL`` and ``python -m ft2 doctor``."""
+"""The command line: ``python -m ft2 layers MODEL``, ``profile MODEL PROMPTS`` and ``doctor``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 2 for what the user can put right."""
     options = _parser().parse_args(arguments)
     try:
-        text = _doctor() if options.command == "doctor" else _layers(options.model, options.all)
+        text = options.run(options)
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except _UsageError as error:
@@ -59,22 +60,95 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument(
         "--all", action="store_true", help="a row for each projection of each block and expert"
     )
-    commands.add_parser("doctor", help="tell what is installed, and which path protects")
+    layers.set_defaults(run=_layers)
+    profile = commands.add_parser(
+        "profile",
+        help="profile the bounds that a policy needs, and save them",
+        description="Run a model on prompts, and save between which bounds the outputs of the "
+        "layers stay that a policy protects.",
+    )
+    profile.add_argument("model", metavar="MODEL", help="a folder or a hub id (OWNER/NAME)")
+    profile.add_argument(
+        "prompts",
+        metavar="PROMPTS",
+        type=Path,
+        help="a file with a prompt on each line: text, or a JSON list of token ids",
+    )
+    profile.add_argument("--policy", required=True, help="whose layers are profiled")
+    profile.add_argument("--output", "-o", metavar="FILE", type=Path, required=True)
+    profile.add_argument("--max-new-tokens", metavar="N", type=int, default=32)
+    profile.add_argument("--device", default="cpu")
+    profile.add_argument("--dtype", default="auto", help="float32, float16, bfloat16 or auto")
+    profile.set_defaults(run=_profile)
+    doctor = commands.add_parser("doctor", help="tell what is installed, and which path protects")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
-def _doctor() -> str:
+def _doctor(options: argparse.Namespace) -> str:
     from ft2.doctor import report
 
     return report()
 
 
-def _layers(name: str, unfolded: bool) -> str:
+def _profile(options: argparse.Namespace) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ft2.protection import profile
+    from ft2.protection.policies import profiled_policy
+
+    _quiet()
+    if not options.output.absolute().parent.is_dir():
+        raise _UsageError(f"there is no folder to write {options.output} in")
+    try:
+        profiled_policy(options.policy)
+        lines = options.prompts.read_text(encoding="utf-8").splitlines()
+    except (ValueError, OSError) as error:
+        raise _UsageError(str(error)) from error
+    prompts = [_prompt(line) for line in lines if line.strip()]
+    try:
+        # Files that hold code of their own are not loaded.
+        model = AutoModelForCausalLM.from_pretrained(
+            options.model, dtype=options.dtype, use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = None
+        if any(isinstance(prompt, str) for prompt in prompts):
+            tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
+    except Exception as error:
+        raise _UsageError(f"{options.model} cannot be loaded: {_first_sentence(error)}") from error
+    try:
+        made = profile(
+            model.to(options.device).eval(),
+            prompts,
+            options.policy,
+            tokenizer=tokenizer,
+            max_new_tokens=options.max_new_tokens,
+        )
+        made.save(options.output)
+    except (ValueError, TypeError, OSError) as error:
+        raise _UsageError(str(error)) from error
+    return (
+        f"{options.output}: bounds of {len(made.bounds)} layers for {made.policy}, from "
+        f"{made.prompts.count} prompts and {made.prompts.tokens} tokens"
+    )
+
+
+def _prompt(line: str) -> Any:
+    if not line.lstrip().startswith("["):
+        return line
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
+
+
+def _layers(options: argparse.Namespace) -> str:
     import torch
 
     from ft2.layers import UnsupportedModelError, projections
     from ft2.report.layers import layers_table
 
+    name = options.model
     _quiet()
     # The bookkeeping is many small operations, which wait for threads longer than they take.
     torch.set_num_threads(1)
@@ -86,7 +160,7 @@ def _layers(name: str, unfolded: bool) -> str:
     width = None
     if sys.stdout.isatty():
         width = max(shutil.get_terminal_size().columns - _OTHER_COLUMNS, _LEAST_REASON)
-    return layers_table(found, unfolded=unfolded, reason_width=width)
+    return layers_table(found, unfolded=options.all, reason_width=width)
 
 
 def _quiet() -> None:
