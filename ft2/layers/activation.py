@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ft2.layers.roles import end_of_chain
 from ft2.layers.trace import Activated, Product
 
 __all__ = ["Activation", "activations_of"]
@@ -26,7 +27,8 @@ class Activation:
         Whether its module is given one vector for each token, in order. Experts share one that is
         given what was routed to them.
     into:
-        Paths of the linear layers that read what it puts out, perhaps multiplied with other data.
+        Paths of the linear layers that read what it puts out, perhaps multiplied with other data;
+        of a low-rank pair (an adapter's) the second one.
     """
 
     name: str
@@ -56,12 +58,12 @@ def activations_of(
         Names of the parameters of the projections that read what attention computed.
     """
     layers: dict[str, Activation] = {}
-    sizes = {product.weight: product.in_features for product in products.values()}
+    by_name = {product.weight: product for product in products.values()}
     for each in found:
         into = [
-            name
-            for name in sorted(each.reaches - attention_outputs)
-            if sizes.get(name) in each.widths
+            end_of_chain(name, by_name)
+            for name in sorted((each.reaches - attention_outputs) & by_name.keys())
+            if by_name[name].in_features in each.widths
         ]
         if each.source not in products or not into:
             continue

@@ -12,7 +12,7 @@ found by what they do, whatever a model calls them:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from ft2.layers.rules import ADDITION, MATRIX_PRODUCT, WEIGHTED_SUM
 from ft2.layers.trace import LINEAR, OUTPUT, Fate, Product
 
-__all__ = ["attention_outputs", "values_of", "writes_residual"]
+__all__ = ["attention_outputs", "end_of_chain", "values_of", "writes_residual"]
 
 
 def values_of(product: Product) -> Tensor:
@@ -38,15 +38,24 @@ def attention_outputs(products: Iterable[Product]) -> set[str]:
     readers = {
         fate.at for product in by_name.values() for fate in product.fates if _is_attended(fate)
     }
-    found: set[str] = set()
-    for name in readers:
-        seen = set()
-        # Of two linear layers with nothing between them, the second ends the attention.
-        while (after := _only_reader(by_name.get(name))) is not None and name not in seen:
-            seen.add(name)
-            name = after
-        found.add(name)
-    return found
+    return {end_of_chain(name, by_name) for name in readers}
+
+
+def end_of_chain(name: str, products: Mapping[str, Product]) -> str:
+    """Return the last of the linear layers that follow one another with nothing between them.
+
+    Parameters
+    ----------
+    name:
+        The first layer's parameter.
+    products:
+        All products, by the names of their parameters.
+    """
+    seen: set[str] = set()
+    while (after := _only_reader(products.get(name))) is not None and name not in seen:
+        seen.add(name)
+        name = after
+    return name
 
 
 def writes_residual(product: Product) -> bool:

@@ -166,6 +166,13 @@ def test_gates_of_attention_and_routers_are_no_activation_layers() -> None:
     }
 
 
+def test_an_activation_goes_into_the_second_of_a_low_rank_pair() -> None:
+    model = Model(lambda b, x: x + b.last(b.other(b.own(b.first(x)))))
+    model.blocks[0].own = nn.ReLU()
+    (found,) = activations(model)
+    assert found.into == ("blocks.0.last",)
+
+
 class _Doubled(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         return 2 * torch.sigmoid(hidden)
