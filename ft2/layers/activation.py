@@ -28,7 +28,7 @@ class Activation:
         given what was routed to them.
     into:
         Paths of the linear layers that read what it puts out, perhaps multiplied with other data;
-        of a low-rank pair (an adapter's) the second one.
+        of several in a row, as an adapter's pair is, the last one.
     """
 
     name: str

@@ -5,7 +5,8 @@ The protections that FT2 is compared with name layers by their roles (HPDC '25, 
 found by what they do, whatever a model calls them:
 
 - *values* are the columns that attention weighs by a softmax and sums;
-- an *attention output* is the projection that reads that sum (of a low-rank pair the second one);
+- an *attention output* is the projection that reads that sum (of several in a row, as a low-rank
+  pair is, the last one);
 - the *last projection of the MLP* is what else is added to the residual stream. A recurrent mixer's
   output projection is one: it stands in the same place.
 """
