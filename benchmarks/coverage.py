@@ -6,7 +6,7 @@ confidence allows; a cell that does worse than simulation error explains is mark
 status is 1.
 
 Run it from the project's root: ``python benchmarks/coverage.py [--campaigns N] [--only PART …]
-[--json FILE]``. ``benchmarks/README.md`` says what the columns mean.
+[--strata-of JSON] [--json FILE]``. ``benchmarks/README.md`` says what the columns mean.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, binom
 from tabulate import tabulate
 
+from ft2.report import layer_kind
 from ft2.verdict import (
     Budget,
     Counts,
@@ -216,10 +218,12 @@ def mean_width(rate: float, trials: int) -> float:
 
 
 def stratified_campaign(
-    rates: NDArray[np.float64], planned: int, random: np.random.Generator
+    weights: NDArray[np.float64],
+    rates: NDArray[np.float64],
+    planned: int,
+    random: np.random.Generator,
 ) -> TwoStageSample:
-    """Run one campaign over strata of equal weight: pilot, allocation, second stage."""
-    weights = np.full(len(rates), 1 / len(rates))
+    """Run one campaign over strata: pilot, allocation, second stage."""
     pilot = pilot_size(planned)
     trials = random.multinomial(pilot, weights)
     events = random.binomial(trials, rates)
@@ -231,52 +235,81 @@ def stratified_campaign(
         int(events.sum()),
         plan.weight,
         plan.trials,
-        int(random.binomial(plan.trials, rates[hot].mean())) if plan.hot else 0,
+        int(random.binomial(plan.trials, np.average(rates[hot], weights=weights[hot])))
+        if plan.hot
+        else 0,
         cold_trials,
-        int(random.binomial(cold_trials, rates[~hot].mean())),
+        int(random.binomial(cold_trials, np.average(rates[~hot], weights=weights[~hot]))),
     )
 
 
 def strata(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
     """A pilot, hot and cold strata; widths against those of uniform sampling."""
-    some = max(1, campaigns // 25)
-    level = (1 - NOMINAL) / 2
     for name, shape in SPACES.items():
         for rate in (0.0, 0.05, 0.5, 3.0):
             for planned in (500, 2000, 16_000, 20_000):
                 rates = np.array(shape) * rate / 100
-                rates *= rate / 100 / rates.mean() if rate else 1
-                missed = false_passes = 0
-                widths: list[float] = []
-                means = []
+                weights = np.full(len(rates), 1 / len(rates))
                 # The weighted counts take some milliseconds each.
-                count = campaigns if rate * planned <= 100 else max(some, campaigns // 10)
-                for number in range(count):
-                    sample = stratified_campaign(rates, planned, random)
-                    low = sample.refutes_at_most(rate / 100, level)
-                    high = sample.refutes_at_least(rate / 100, level)
-                    missed += bool(low or high)
-                    false_passes += bool(sample.refutes_at_least(rate / 100, 1 - NOMINAL))
-                    means.append(sample.rate)
-                    if number < some:
-                        around = sample.interval()
-                        widths.append(around[1] - around[0])
-                uniform = mean_width(rate / 100, planned)
-                error = 4 * float(np.std(widths)) / math.sqrt(len(widths))
-                yield Cell(
-                    "strata",
-                    name,
-                    rate,
-                    planned,
-                    count,
-                    1 - missed / count,
-                    false_passes / count if rate else None,
-                    None,
-                    float(planned),
-                    (uniform / float(np.mean(widths))) ** 2,
-                    f"mean estimate {np.mean(means):.4g} %",
-                    bool(np.mean(widths) > (1 + 1e-6) * uniform + error),
-                )
+                count = campaigns if rate * planned <= 100 else max(1, campaigns // 10)
+                yield stratified_cell(name, weights, rates, planned, count, random)
+
+
+def measured_strata(path: Path, campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """The same for models as measured: what their JSON document says of each bit and layer kind."""
+    for campaign in json.loads(path.read_text(encoding="utf-8"))["campaigns"]:
+        seen: dict[tuple[str, str], list[bool]] = {}
+        for trial in campaign["trials"]:
+            fault = dict(part.split("=") for part in trial["fault"].split(","))
+            stratum = (fault["bits"], layer_kind(fault["layer"]))
+            seen.setdefault(stratum, []).append(trial["outcome"] == "sdc")
+        weights = np.array([len(events) for events in seen.values()], dtype=float)
+        rates = np.array([np.mean(events) for events in seen.values()])
+        name = f"{campaign['nodeid'].rpartition('::')[2]}, {campaign['protection']}"
+        for planned in (2000, 16_000, 64_000):
+            count = max(1, campaigns // 25)
+            yield stratified_cell(name, weights / weights.sum(), rates, planned, count, random)
+
+
+def stratified_cell(
+    name: str,
+    weights: NDArray[np.float64],
+    rates: NDArray[np.float64],
+    planned: int,
+    campaigns: int,
+    random: np.random.Generator,
+) -> Cell:
+    """Run campaigns over strata with these weights and true rates."""
+    truth, level = float(weights @ rates), (1 - NOMINAL) / 2
+    missed = false_passes = 0
+    widths: list[float] = []
+    means = []
+    for _ in range(campaigns):
+        sample = stratified_campaign(weights, rates, planned, random)
+        low = sample.refutes_at_most(truth, level)
+        high = sample.refutes_at_least(truth, level)
+        missed += low or high
+        false_passes += sample.refutes_at_least(truth, 1 - NOMINAL)
+        means.append(sample.rate)
+        if len(widths) < 400:
+            around = sample.interval()
+            widths.append(around[1] - around[0])
+    uniform = mean_width(truth, planned)
+    error = 4 * float(np.std(widths)) / math.sqrt(len(widths))
+    return Cell(
+        "strata",
+        name,
+        100 * truth,
+        planned,
+        campaigns,
+        1 - missed / campaigns,
+        false_passes / campaigns if truth else None,
+        None,
+        float(planned),
+        (uniform / float(np.mean(widths))) ** 2,
+        f"mean estimate {np.mean(means):.4g} %",
+        bool(np.mean(widths) > (1 + 1e-6) * uniform + error),
+    )
 
 
 def bootstrap(rates: NDArray[np.float64], random: np.random.Generator) -> tuple[float, float]:
@@ -427,10 +460,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--campaigns", type=int, default=10_000, help="campaigns a cell")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--strata-of", type=Path, help="a JSON document: its models' strata alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the cells there")
     arguments = parser.parse_args()
     cells: list[Cell] = []
+    if arguments.strata_of is not None:
+        arguments.only = []
+        random = np.random.default_rng(arguments.seed)
+        cells += measured_strata(arguments.strata_of, arguments.campaigns, random)
     for part in arguments.only:
         started = time.perf_counter()
         cells += PARTS[part](arguments.campaigns, np.random.default_rng(arguments.seed))
