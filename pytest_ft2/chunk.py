@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from ft2.campaign import RunSpec, is_sticky, preserved_randomness
+from ft2.campaign import (
+    Ahead,
+    Batched,
+    GoldenCalls,
+    Outcome,
+    Replies,
+    RunSpec,
+    is_sticky,
+    preserved_randomness,
+)
 from ft2.faults import Draw, Fault, fault_model
+from pytest_ft2.batching import is_watched
 from pytest_ft2.crashes import crashed_trials
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
 from pytest_ft2.items import ChunkItem, tear_down
-from pytest_ft2.judgement import first_line, judge, machine_error, read_proof, sticky_error
+from pytest_ft2.judgement import Proof, first_line, judge, machine_error, read_proof, sticky_error
 from pytest_ft2.options import SETTINGS
 from pytest_ft2.plan import GatePlan, Payload
 from pytest_ft2.reports import send
@@ -49,6 +63,8 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
         shown += f"\n… and {len(errors) - _ERRORS_SHOWN} more."
     seconds = time.perf_counter() - started
     send(chunk, "call", [], failure=shown or None, skipped=run.all_skipped, seconds=seconds)
+    if not isinstance(nextitem, ChunkItem) or nextitem.campaign is not chunk.campaign:
+        run.forget()
     send(chunk, "teardown", [], failure=tear_down(chunk, nextitem))
     hooks.pytest_runtest_logfinish(nodeid=chunk.nodeid, location=chunk.location)
 
@@ -66,6 +82,23 @@ def sample_fault(plan: GatePlan, trial: int, golden: GoldenSet) -> Fault:
     return golden.golden.space.sample(draw, fault_model(plan.fault_model), plan.encoding)
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """How one run of a trial ended.
+
+    Attributes
+    ----------
+    lost:
+        The error that leaves the device unusable, or None.
+    """
+
+    outcome: Outcome | None
+    error: str | None
+    proof: Proof
+    lost: BaseException | None
+    seconds: float
+
+
 class _ChunkRun:
     def __init__(self, chunk: ChunkItem) -> None:
         self.chunk = chunk
@@ -75,6 +108,7 @@ class _ChunkRun:
             self.campaign, chunk, chunk.config.stash[SETTINGS].model_fixture
         )
         self.errors: list[str] = []
+        self._computed: dict[int, Batched | str] = {}
 
     def run(self) -> None:
         """Run golden runs, then trials, then a golden run again; keep the harness's errors."""
@@ -89,6 +123,7 @@ class _ChunkRun:
         trials = [each for each in trials if self.goldens.of_set(each[1]).golden is not None]
         if not trials:
             return
+        self._computed = self._compute_ahead(trials)
         for trial, number in trials:
             if self._is_stopped():
                 break
@@ -170,23 +205,57 @@ class _ChunkRun:
         noise: Payload = {"kind": "noise", "campaign": self.plan.key, "params": golden.label}
         send(self.chunk, "noise", [noise | {"holds": holds}])
 
+    def _compute_ahead(self, trials: list[tuple[int, int]]) -> dict[int, Batched | str]:
+        """Compute what can be computed together; say of each other trial why it runs alone."""
+        settings = self.chunk.config.stash[SETTINGS]
+        if settings.batch == 1:
+            return {}
+        asked: list[tuple[int, int, Fault]] = []
+        goldens: dict[int, GoldenCalls] = {}
+        for trial, number in trials:
+            golden = self.goldens.of_set(number)
+            if number not in goldens and (calls := self.goldens.calls_of(number)) is not None:
+                goldens[number] = calls
+            if number in goldens:
+                with suppress(ValueError):
+                    asked.append((trial, number, sample_fault(self.plan, trial, golden)))
+        state = self.goldens.state
+        if state.ahead is None:
+            sharers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+            protected: dict[str, Any] = dict(self.plan.protected)
+            policy = protected.pop("protection")
+            state.ahead = Ahead(policy, rows=settings.batch, sharers=sharers, **protected)
+        found = state.ahead.compute(goldens, asked)
+        if state.ahead.problem is not None:
+            self._report_problem(state.ahead.problem)
+        return found
+
     def _run_trial(self, trial: int, number: int) -> None:
         golden = self.goldens.of_set(number)
-        item = self.campaign.sets[number]
         try:
             fault = sample_fault(self.plan, trial, golden)
         except ValueError as error:
             self._report_problem(f"{self.plan.key}: {error}.")
             return
-        limit = trial_timeout(item, self.plan, golden.seconds)
-        spec = RunSpec(**self.plan.protected, fault=fault)
-        result, run = self.goldens.run(number, spec, limit)
-        proof = read_proof(run)
-        outcome, error_text = judge(result, run, proof, golden.model_errors)
-        sticky = sticky_error(result, run) or proof.lost
-        if sticky is not None:
-            self.chunk.config.stash[_LOST_DEVICE] = f"trial {trial} of {self.plan.key}", str(sticky)
+        computed = self._computed.get(trial)
+        ended: _Ended | None = None
+        if isinstance(computed, Batched):
+            replies = computed.replies()
+            ended = self._end(number, fault, replies)
+            if replies.went_elsewhere or not replies.delivered or ended.outcome is None:
+                computed, ended = "its test did something else than without a fault", None
+        if ended is None:
+            ended = self._end(number, fault)
+        batch, seconds = 1, ended.seconds
+        if isinstance(computed, Batched):
+            batch, seconds = computed.batch, seconds + computed.seconds
+        if ended.lost is not None:
+            self.chunk.config.stash[_LOST_DEVICE] = (
+                f"trial {trial} of {self.plan.key}",
+                str(ended.lost),
+            )
         assert golden.golden is not None
+        proof = ended.proof
         record: Payload = {
             "kind": "trial",
             "campaign": self.plan.key,
@@ -197,16 +266,47 @@ class _ChunkRun:
             "after": proof.after,
             "landed": proof.landed,
             "phase": "first" if fault.step == 0 else "later",
-            "outcome": None if outcome is None else str(outcome),
-            "error": error_text,
+            "outcome": None if ended.outcome is None else str(ended.outcome),
+            "error": ended.error,
             "corrected": proof.corrected,
-            "batch": 1,
-            "seconds": result.seconds,
+            "batch": batch,
+            "alone": computed if isinstance(computed, str) else None,
+            "seconds": seconds,
             "weights": golden.golden.weights(fault),
         }
-        if error_text is not None:
-            self.errors.append(f"Trial {trial}: {error_text}")
+        if ended.error is not None:
+            self.errors.append(f"Trial {trial}: {ended.error}")
+        if isinstance(computed, Batched) and is_watched(trial, self.plan.planned):
+            record["alike"] = self._watch(trial, number, fault, ended)
         send(self.chunk, "trial", [record])
+
+    def _watch(self, trial: int, number: int, fault: Fault, batched: _Ended) -> bool:
+        """Run a batched trial again, alone; return whether it ends alike."""
+        alone = self._end(number, fault)
+        same = alone.outcome is batched.outcome
+        calls = self.goldens.of_set(number).calls
+        if not same and calls is not None and not calls.is_half:
+            self._report_problem(
+                f"Trial {trial} ends differently in a batch ({batched.outcome}) and alone "
+                f"({alone.outcome}), which no rounding explains: use --ft2-batch=1."
+            )
+        return same
+
+    def _end(self, number: int, fault: Fault, replies: Replies | None = None) -> _Ended:
+        """Run a set's test with a fault, or with answers computed with it, and judge it."""
+        golden = self.goldens.of_set(number)
+        limit = trial_timeout(self.campaign.sets[number], self.plan, golden.seconds)
+        spec = RunSpec(**self.plan.protected, fault=fault)
+        result, run = self.goldens.run(number, spec, limit, replies)
+        proof = read_proof(run)
+        outcome, error = judge(result, run, proof, golden.model_errors)
+        lost = sticky_error(result, run) or proof.lost
+        return _Ended(outcome, error, proof, lost, result.seconds)
+
+    def forget(self) -> None:
+        """Give up the model and the golden runs' keys and values."""
+        self._computed = {}
+        self.goldens.state.ahead = None
 
     def lose_device(self, where: str, error: BaseException) -> None:
         """Note that the device is unusable since something ran, and run nothing more on it."""

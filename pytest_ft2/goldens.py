@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ft2.campaign import Ahead, Golden, GoldenCalls, Replies, Run, RunSpec, seed_everything
-from pytest_ft2.attempt import Attempt, attempt
+from ft2.layers import unwrap
+from pytest_ft2.attempt import Attempt, attempt, cached_model
 from pytest_ft2.environment import environment
 from pytest_ft2.items import Campaign
 from pytest_ft2.plan import GatePlan, Payload
@@ -30,6 +31,8 @@ class GoldenSet:
         The unprotected run, or None if there is none that can be used.
     calls:
         What the model's calls ask and say under the trials' protection.
+    is_model_fleeting:
+        Whether the model is made anew for each run.
     seconds:
         How long the fastest of the runs took: the first may have loaded the model.
     problem:
@@ -48,6 +51,7 @@ class GoldenSet:
     skipped: str | None = None
     wrong_answer: bool = False
     calls: GoldenCalls | None = None
+    is_model_fleeting: bool = False
     payload: Payload = field(default_factory=dict)
 
 
@@ -101,6 +105,28 @@ class GoldenRunner:
         if number not in self.state.sets:
             self.state.sets[number] = self._make(number)
         return self.state.sets[number]
+
+    def calls_of(self, number: int) -> GoldenCalls | None:
+        """Return what the calls of a set ask of the model that its fixture holds now.
+
+        A fixture may have been torn down since, and set up with another model object: then the test
+        runs once more, to see its calls.
+        """
+        known = self.of_set(number)
+        if known.calls is None or known.is_model_fleeting or self._asks_current(number, known):
+            return known.calls
+        _, run = self._fault_free(known, number, RunSpec(**self.plan.protected, record=True))
+        if run.golden is not None and run.golden.outputs == known.calls.outputs:
+            known.calls = GoldenCalls(run.asked, run.calls, run.golden.outputs)
+        known.is_model_fleeting = not self._asks_current(number, known)
+        return known.calls
+
+    def _asks_current(self, number: int, known: GoldenSet) -> bool:
+        model = cached_model(self.campaign.sets[number], self._model_fixture)
+        if model is None or known.calls is None:
+            return False
+        held = unwrap(model)
+        return all(asked.model() is held for asked in known.calls.asked.values())
 
     def again(self, number: int) -> str | None:
         """Run a set's golden once more; return a sentence if it is another one than before."""

@@ -56,6 +56,7 @@ class Settings:
     seed: int
     stop: str
     chunk: int | None
+    batch: int | None
     encoding: str | None
     trial_timeout: float | None
     json: Path | None
@@ -205,6 +206,13 @@ _OPTIONS = (
         "early: run no more trials once the first of them decide a gate; never: run all",
         "never",
         _one_of(STOPS),
+    ),
+    _Option(
+        "batch",
+        "ROWS",
+        "most trials computed together; 1: one at a time; default: what fits into the memory",
+        None,
+        _whole(1),
     ),
     _Option(
         "chunk", "K", "trials per item; default: 50, more for large campaigns", None, _whole(1)

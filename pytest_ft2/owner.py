@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from _pytest._code.code import ReprFileLocation, TerminalRepr
 from _pytest._io import TerminalWriter
 
 from ft2.report import SPACE, CampaignResult, markdown_page, notes, table, write_document
+from pytest_ft2.batching import Batching
 from pytest_ft2.ledger import CampaignLedger, Ledger
 from pytest_ft2.options import Settings
 from pytest_ft2.plan import Payload
@@ -43,6 +45,7 @@ class Owner:
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self.ledger = Ledger()
+        self._batching: dict[str, Batching] = defaultdict(Batching)
         self.ids: Sequence[str] = ()
         self._config = config
         self._settings = settings
@@ -66,6 +69,8 @@ class Owner:
             self._nodes[report.nodeid] = report.node
         for payload in payloads(report):
             self.ledger.add(payload, _without_group(report.nodeid))
+            if payload["kind"] == "trial":
+                self._batching[payload["campaign"]].add(payload)
             if payload.get("teardown_failure"):
                 self._teardown_failures[report.nodeid] = payload["teardown_failure"]
         if report.when == "teardown":
@@ -133,6 +138,8 @@ class Owner:
                 terminalreporter.write_line(f"  {campaign.without_verdict}")
             for line in notes(result):
                 terminalreporter.write_line(f"  {line}")
+            for sentence in self._batching[result.nodeid].sentences:
+                terminalreporter.write_line(f"  {sentence}")
         if any(result.counts.seen for result in results):
             terminalreporter.write_line("")
             terminalreporter.write_line(SPACE)

@@ -8,6 +8,7 @@ are at different steps, and one that ends makes room for the next trial.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -137,7 +138,7 @@ class BatchEngine(Listener):
         CannotBatchError
             If the model's cache or attention is of a kind that rows cannot share.
         """
-        _check_cache(self._model, self._widest + self._own)
+        _check_model(self._model, self._widest + self._own)
         count = len(self._prompts)
         with self._attached():
             first = self._prefill(list(enumerate(self._prompts)), [])
@@ -349,6 +350,8 @@ class BatchEngine(Listener):
                 **self._only_last_logits,
             ).logits
         layers: list[Any] = list(cache.layers)
+        if any(each.keys is None for each in layers):
+            raise CannotBatchError("the model leaves its cache empty")
         return _FirstTokens(
             numbers=[number for number, _ in asked],
             width=ids.shape[1],
@@ -401,7 +404,9 @@ class BatchEngine(Listener):
         return {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
 
 
-def _check_cache(model: Any, tokens: int) -> None:
+def _check_model(model: Any, tokens: int) -> None:
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        raise CannotBatchError("the model cannot be told the positions of its tokens")
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) is DynamicLayer:
             continue

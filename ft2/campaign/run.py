@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ft2.campaign.asked import Asked, Watch
 from ft2.campaign.golden import Golden, Recorder
 from ft2.campaign.noise import talk_noise
+from ft2.campaign.replies import Replies
 from ft2.faults import Fault, Injection, inject
-from ft2.forward import Clock, Listener
+from ft2.forward import Call, Clock, Listener
 from ft2.layers import unwrap
 from ft2.protection import Protection, protect
 
@@ -54,8 +56,20 @@ class RunSpec:
 class Run(Listener):
     """Attaches a :class:`RunSpec` to a model, and remembers the first error leaving the model.
 
+    Parameters
+    ----------
+    spec:
+        What to attach.
+    replies:
+        What the model's calls say, computed before with the fault: then no fault is attached, and
+        whatever is asked behind the fault and is not known runs with the protection alone.
+
     Attributes
     ----------
+    asked:
+        Of a recorded run, what each call of ``generate`` asked, by the call's number.
+    calls:
+        How many calls of the model began.
     error:
         The first exception that left a call of the model, or None.
     attach_error:
@@ -64,12 +78,15 @@ class Run(Listener):
         What became of the fault, or None without one.
     """
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, replies: Replies | None = None) -> None:
         self.spec = spec
+        self.asked: dict[int, Asked] = {}
+        self._replies = replies
+        self.calls = 0
         self.model: nn.Module | None = None
         self.errors: list[Exception] = []
         self.attach_error: Exception | None = None
-        self.injection: Injection | None = None
+        self.injection: Injection | None = None if replies is None else replies.injection
         self._protection: Protection | None = None
         self._recorder: Recorder | None = None
         self._attached = ExitStack()
@@ -123,7 +140,11 @@ class Run(Listener):
                         correction=self.spec.correction,
                     )
                 )
-            if self.spec.fault is not None:
+            if self._replies is not None:
+                attached.callback(Watch(model, self._replies.answer).stop)
+            elif self.spec.record:
+                attached.callback(Watch(model, self._note).stop)
+            if self.spec.fault is not None and self._replies is None:
                 self.injection = attached.enter_context(inject(model, self.spec.fault))
             self._attached = attached.pop_all()
 
@@ -131,6 +152,14 @@ class Run(Listener):
         """Leave the model as it was. What was seen can still be read. Safe to call again."""
         self._attached.close()
         self.model = None
+
+    def call_started(self, call: Call) -> None:
+        self.calls += 1
+        if self._replies is not None:
+            self._replies.begin(self.calls - 1, call.kind)
+
+    def _note(self, asked: Asked) -> None:
+        self.asked[self.calls - 1] = asked
 
     def call_failed(self, error: Exception) -> None:
         # One that passes through several calls, a forward and its generate, is one error.
@@ -150,7 +179,8 @@ class Run(Listener):
     @property
     def corrected(self) -> int:
         """How many values the protection corrected."""
-        return 0 if self._protection is None else sum(self._protection.counts)
+        live = 0 if self._protection is None else sum(self._protection.counts)
+        return live if self._replies is None else live + self._replies.corrected
 
     @property
     def left_first_token(self) -> bool:

@@ -52,6 +52,8 @@ class Project:
         self.model_folder = model_folder
         pytester.makeini(
             "[pytest]\nft2_model_fixture = model\nft2_fault_model = exp\nft2_encoding = fp16\n"
+            # What a trial is does not depend on batches; tests/plugin/test_batches.py is of these.
+            "ft2_batch = 1\n"
         )
         pytester.makeconftest(CONFTEST.format(model=str(model_folder)))
 

@@ -1,0 +1,314 @@
+"""Compute trials ahead of the runs that will ask for them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ft2.campaign.asked import Asked
+from ft2.campaign.batch_engine import BatchEngine, CannotBatchError
+from ft2.campaign.batch_size import fitting_rows
+from ft2.campaign.outcome import is_harness_error, is_sticky
+from ft2.campaign.prompt import Continuation, Prompt
+from ft2.campaign.randomness import preserved_randomness
+from ft2.campaign.replies import KnownCall, Replies
+from ft2.faults import Fault
+
+__all__ = ["Ahead", "Batched", "GoldenCalls"]
+
+_HALF = (torch.float16, torch.bfloat16)
+_FIXED_ROWS = 32
+_LEAST_ROWS = 8
+_ENGINES_KEPT = 4
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenCalls:
+    """The calls of one golden run, under the trials' protection.
+
+    Attributes
+    ----------
+    asked:
+        What each call of ``generate`` asked, by the call's number.
+    calls:
+        How many calls of the model began.
+    outputs:
+        What each call said, as :attr:`ft2.campaign.Golden.outputs` has it.
+    """
+
+    asked: Mapping[int, Asked]
+    calls: int
+    outputs: Sequence[Sequence[Any]]
+
+    @property
+    def alone(self) -> str | None:
+        """Why trials of it cannot be computed ahead, or None."""
+        if not self.calls or sorted(self.asked) != list(range(self.calls)):
+            return "it does not call the model by generate alone, or not greedily"
+        for asked in self.asked.values():
+            if asked.alone is not None:
+                return asked.alone
+            if not asked.is_current():
+                return "the model, or its weights, are others in each run"
+        if len({id(asked.model()) for asked in self.asked.values()}) > 1:
+            return "it calls several models"
+        return None
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the model computes in half precision, so that the batch is part of a trial."""
+        models: list[Any] = [asked.model() for asked in self.asked.values()]
+        return any(
+            model is not None and model.get_input_embeddings().weight.dtype in _HALF
+            for model in models
+        )
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """What the rows of all calls ask."""
+        return [prompt for _, asked in sorted(self.asked.items()) for prompt in asked.prompts]
+
+
+@dataclass(frozen=True, eq=False)
+class Batched:
+    """One trial that was computed ahead.
+
+    Attributes
+    ----------
+    calls, call, row, continuation:
+        As :class:`ft2.campaign.replies.Replies` takes them.
+    batch:
+        Rows of its batch.
+    seconds:
+        Its share of the time.
+    """
+
+    calls: list[KnownCall]
+    call: int
+    row: int
+    continuation: Continuation
+    batch: int
+    seconds: float
+
+    def replies(self) -> Replies:
+        """Return the answers for one run of the trial."""
+        return Replies(self.calls, self.call, self.row, self.continuation)
+
+
+@dataclass(eq=False)
+class _Engine:
+    engine: BatchEngine
+    model: nn.Module
+    prompts: dict[Prompt, int]
+    rows: int
+
+
+@dataclass(eq=False)
+class Ahead:
+    """Computes the trials of a campaign, some at a time; golden runs are decoded once.
+
+    Parameters
+    ----------
+    policy, bounds, correction:
+        The trials' protection, as in :func:`ft2.protect`.
+    rows:
+        Rows of a batch; None: what fits into the memory.
+    sharers:
+        How many processes share the machine's memory.
+
+    Attributes
+    ----------
+    problem:
+        A sentence, if memory ran out where the batch is a part of the trial.
+    """
+
+    policy: str
+    bounds: str | None = None
+    correction: Literal["clip", "zero"] | None = None
+    rows: int | None = None
+    sharers: int = 1
+    problem: str | None = None
+    _engines: dict[tuple[Prompt, ...], _Engine] = field(default_factory=dict)
+    _rows_tried: int = 0
+
+    def compute(
+        self,
+        goldens: Mapping[int, GoldenCalls],
+        trials: Sequence[tuple[int, int, Fault]],
+    ) -> dict[int, Batched | str]:
+        """Compute trials, each given by its number, its golden run's number and its fault.
+
+        Returns
+        -------
+        dict
+            Of each trial what became of it, or why it must run alone.
+
+        Raises
+        ------
+        RuntimeError
+            If the device is lost.
+        """
+        found: dict[int, Batched | str] = {}
+        together: dict[tuple[int, bool, int], list[tuple[int, int, Fault]]] = {}
+        for trial in trials:
+            number, golden, _ = trial
+            reason = goldens[golden].alone
+            if reason is not None:
+                found[number] = reason
+                continue
+            is_half = goldens[golden].is_half
+            # In half precision the batch is part of the trial: each golden run has its own.
+            key = (id(goldens[golden].asked[0].model()), is_half, golden if is_half else -1)
+            together.setdefault(key, []).append(trial)
+        for (_, is_half, _), group in together.items():
+            found |= self._with_less_memory(goldens, group, is_half)
+        return found
+
+    def forget(self) -> None:
+        """Give up the golden runs that are kept."""
+        self._engines.clear()
+
+    def _with_less_memory(
+        self,
+        goldens: Mapping[int, GoldenCalls],
+        group: Sequence[tuple[int, int, Fault]],
+        is_half: bool,
+    ) -> dict[int, Batched | str]:
+        """Compute trials of one model, in smaller batches when memory runs out."""
+        numbers = [number for number, _, _ in group]
+        limit: int | None = None
+        while True:
+            try:
+                with preserved_randomness():
+                    return self._compute(goldens, group, is_half, limit)
+            except CannotBatchError as error:
+                return dict.fromkeys(numbers, str(error))
+            except Exception as error:
+                if is_sticky(error):
+                    raise
+                rows = self._rows_tried
+                self.forget()
+                if not is_harness_error(error):
+                    return dict.fromkeys(numbers, f"its batch raised {type(error).__name__}")
+            # Outside of the handler, where the error holds no tensors any more.
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            if is_half:
+                self.problem = (
+                    f"Memory ran out for batches of {rows} rows, and in half precision the batch "
+                    f"is a part of the trial: use --ft2-batch={max(rows // 2, 1)}."
+                )
+            if is_half or rows // 2 < _LEAST_ROWS:
+                return dict.fromkeys(numbers, "memory ran out for a batch")
+            limit = rows // 2
+
+    def _compute(
+        self,
+        goldens: Mapping[int, GoldenCalls],
+        group: Sequence[tuple[int, int, Fault]],
+        is_half: bool,
+        limit: int | None,
+    ) -> dict[int, Batched | str]:
+        started = time.perf_counter()
+        sets = sorted({golden for _, golden, _ in group})
+        model = goldens[sets[0]].asked[0].model()
+        assert model is not None
+        prompts = {prompt: None for golden in sets for prompt in goldens[golden].prompts}
+        found: dict[int, Batched | str] = {}
+        if is_half:
+            # One prompt at a time has a shape that depends on nothing else.
+            engines = [self._engine(model, (prompt,), True, limit) for prompt in prompts]
+        else:
+            engines = [self._engine(model, tuple(prompts), False, limit)]
+        place = {prompt: engine for engine in engines for prompt in engine.prompts}
+        known = {golden: _known_calls(goldens[golden], place) for golden in sets}
+        asked: dict[int, list[tuple[int, int, Fault]]] = {}
+        for number, golden, fault in group:
+            calls = known[golden]
+            if isinstance(calls, str):
+                found[number] = calls
+                continue
+            prompt = calls[fault.call].asked.prompts[fault.row]
+            if fault.step == 0:
+                padding = calls[fault.call].asked.paddings[fault.row]
+                fault = replace(fault, position=fault.position - padding)
+            asked.setdefault(id(place[prompt]), []).append(
+                (number, place[prompt].prompts[prompt], fault)
+            )
+        by_number = {number: (golden, fault) for number, golden, fault in group}
+        told: list[tuple[int, Continuation | None, int]] = []
+        for engine in engines:
+            mine = asked.get(id(engine), [])
+            if mine:
+                self._rows_tried = engine.rows
+                said = engine.engine.run([(prompt, fault) for _, prompt, fault in mine])
+                told += [
+                    (number, each, engine.rows)
+                    for (number, _, _), each in zip(mine, said, strict=True)
+                ]
+        seconds = (time.perf_counter() - started) / max(len(told), 1)
+        for number, continuation, rows in told:
+            golden, fault = by_number[number]
+            calls = known[golden]
+            assert not isinstance(calls, str)
+            if continuation is None:
+                found[number] = "the protected run ends before the fault's step"
+            elif not continuation.injection.landed:
+                found[number] = "its fault did not land in the batch"
+            else:
+                found[number] = Batched(calls, fault.call, fault.row, continuation, rows, seconds)
+        return found
+
+    def _engine(
+        self, model: Any, prompts: tuple[Prompt, ...], is_half: bool, limit: int | None
+    ) -> _Engine:
+        known = self._engines.get(prompts)
+        if known is not None and known.model is model and (limit is None or known.rows <= limit):
+            return known
+        if self.rows is not None:
+            rows = self.rows
+        elif is_half:
+            rows = _FIXED_ROWS
+        else:
+            rows = fitting_rows(model, prompts, self.sharers)
+        rows = min(rows, limit or rows)
+        if is_half:
+            rows = max(rows, _LEAST_ROWS)
+        self._rows_tried = rows
+        engine = BatchEngine(
+            model,
+            prompts,
+            self.policy,
+            rows=rows,
+            fixed=is_half,
+            bounds=self.bounds,
+            correction=self.correction,
+        )
+        engine.prepare()
+        while len(self._engines) >= _ENGINES_KEPT * (len(prompts) if is_half else 1):
+            self._engines.pop(next(iter(self._engines)))
+        numbers = {prompt: number for number, prompt in enumerate(prompts)}
+        self._engines[prompts] = _Engine(engine, model, numbers, rows)
+        return self._engines[prompts]
+
+
+def _known_calls(golden: GoldenCalls, place: Mapping[Prompt, _Engine]) -> list[KnownCall] | str:
+    """Return what each call is told, or a sentence if batches tell it something else."""
+    calls = []
+    for number in range(golden.calls):
+        asked = golden.asked[number]
+        rows = [
+            place[prompt].engine.golden[place[prompt].prompts[prompt]] for prompt in asked.prompts
+        ]
+        said = [row.said for row in rows]
+        if asked.sequences(said).tolist() != [list(row) for row in golden.outputs[number]]:
+            return "without any fault a batch says something else"
+        calls.append(KnownCall(asked, said, [row.corrected[-1] for row in rows]))
+    return calls

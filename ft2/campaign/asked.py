@@ -1,0 +1,264 @@
+"""What a call of ``generate`` asks for, and whether its rows can be computed with others.
+
+A call is looked at where its decoding begins, when ``generate`` has prepared everything.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from transformers.cache_utils import DynamicCache
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationMixin,
+    MaxLengthCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+)
+
+from ft2.campaign.prompt import Prompt
+from ft2.forward.disguise import Disguise
+
+__all__ = ["Asked", "Watch"]
+
+_UNDERSTOOD = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
+_OF_THE_CALL = frozenset(
+    ["attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One call of ``generate``.
+
+    Attributes
+    ----------
+    model:
+        The model that was asked; None when it is gone.
+    input_ids:
+        int64 (rows, tokens), as they were.
+    prompts:
+        What each row asks; empty if `alone` says why it cannot be told.
+    alone:
+        Why the rows cannot be computed with others, or None.
+    """
+
+    model: weakref.ref[nn.Module]
+    input_ids: Tensor
+    prompts: tuple[Prompt, ...]
+    pad: int
+    alone: str | None
+    _surroundings: tuple[Any, ...]
+    _rows: tuple[Any, ...]
+
+    def is_as(self, other: Asked) -> bool:
+        """Whether another call asks exactly the same of the same weights."""
+        return (
+            self.alone is None
+            and other.alone is None
+            and self.model() is other.model()
+            and self.prompts == other.prompts
+            and self.pad == other.pad
+            and self._rows == other._rows
+            and self._surroundings == other._surroundings
+            and self.input_ids.device == other.input_ids.device
+            and torch.equal(self.input_ids, other.input_ids)
+        )
+
+    @property
+    def paddings(self) -> list[int]:
+        """How many tokens of padding stand before each row's prompt."""
+        return [self.input_ids.shape[1] - len(prompt.tokens) for prompt in self.prompts]
+
+    def sequences(self, said: list[list[int]]) -> Tensor:
+        """Return what ``generate`` returns when its rows say this: int64 (rows, tokens)."""
+        longest = max(map(len, said))
+        new = [row + [self.pad] * (longest - len(row)) for row in said]
+        return torch.cat([self.input_ids, self.input_ids.new_tensor(new)], 1)
+
+    def is_current(self) -> bool:
+        """Whether the model and its weights are still those that were asked."""
+        model = self.model()
+        return model is not None and self._surroundings[-1] == _weights(model)
+
+
+class Watch:
+    """Tells of each greedy or sampling decode of a model, and may answer in its place.
+
+    Parameters
+    ----------
+    model:
+        A model that is listened to.
+    answer:
+        Given what is asked; returns what ``generate`` is to return, or None to have it decode.
+    """
+
+    def __init__(self, model: nn.Module, answer: Callable[[Asked], Any]) -> None:
+        self._model = model
+        original: Any = type(model)
+        if not hasattr(original, "_sample"):
+            self._disguise = None
+            return
+
+        own_way = original._sample is not GenerationMixin._sample
+
+        def _sample(module: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            said = None if args or own_way else answer(_asked(module, input_ids, kwargs))
+            return original._sample(module, input_ids, *args, **kwargs) if said is None else said
+
+        self._disguise = Disguise(original, {"_sample": _sample})
+        self._disguise.put_on(model)
+
+    def stop(self) -> None:
+        """Leave the model as it was before."""
+        if self._disguise is not None:
+            self._disguise.take_off(self._model)
+
+
+def _asked(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Asked:
+    config = given["generation_config"]
+    mask, positions = given.get("attention_mask"), given.get("position_ids")
+    pad = getattr(config, "_pad_token_tensor", None)
+    alone = next(_reasons(model, input_ids, given), None)
+    return Asked(
+        model=weakref.ref(model),
+        input_ids=input_ids.clone(),
+        prompts=() if alone else tuple(_prompts(input_ids, mask, given)),
+        pad=0 if pad is None else int(pad),
+        alone=alone,
+        _surroundings=(repr(config.to_dict()), _modes(model), _classes(model), _weights(model)),
+        _rows=(_listed(mask), _listed(positions)),
+    )
+
+
+def _reasons(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Iterator[str]:
+    """Yield why the call cannot be computed in a batch with others."""
+    config = given["generation_config"]
+    if config.do_sample:
+        yield "it samples"
+    if config.return_dict_in_generate or config.output_attentions or config.output_hidden_states:
+        yield "it asks for more than token ids (return_dict_in_generate)"
+    if given.get("streamer") is not None:
+        yield "it streams"
+    if not given.get("use_cache") or config.cache_implementation is not None:
+        yield "it does not decode with the usual cache"
+    if getattr(config, "prefill_chunk_size", None) is not None:
+        yield "it prefills in chunks"
+    past: Any = given.get("past_key_values")
+    if type(past) is not DynamicCache or past.get_seq_length() or _is_users(past):
+        yield "it passes a cache"
+    for processor in given["logits_processor"]:
+        if type(processor) not in _UNDERSTOOD:
+            yield f"it uses {type(processor).__name__}"
+    for criterion in given["stopping_criteria"]:
+        if type(criterion) not in (MaxLengthCriteria, EosTokenCriteria):
+            yield f"it stops by {type(criterion).__name__}"
+    extra = [name for name, value in given.items() if name not in _KNOWN and value is not None]
+    if any(given[name] is not False for name in extra):
+        yield f"it passes {extra[0]}"
+    yield from _reasons_in_model(model)
+    if torch.is_autocast_enabled(input_ids.device.type):
+        yield "it runs under autocast"
+    if _get_current_function_mode_stack() or _get_current_dispatch_mode_stack():
+        yield "torch functions are overridden"
+    mask, positions = given.get("attention_mask"), given.get("position_ids")
+    real = torch.ones_like(input_ids) if mask is None else mask
+    if real.shape != input_ids.shape or not bool((real.diff(dim=1) >= 0).all() & real[:, -1].all()):
+        yield "its padding is not on the left"
+    elif positions is not None and not torch.equal(
+        positions.expand(input_ids.shape)[real.bool()], (real.cumsum(1) - 1)[real.bool()]
+    ):
+        yield "it passes position_ids"
+
+
+_KNOWN = _OF_THE_CALL | {
+    "generation_config",
+    "logits_processor",
+    "stopping_criteria",
+    "synced_gpus",
+    "streamer",
+}
+
+
+def _is_users(cache: Any) -> bool:
+    return bool(getattr(cache, "_is_user_defined", False))
+
+
+def _reasons_in_model(model: nn.Module) -> Iterator[str]:
+    if _module._has_any_global_hook():
+        yield "hooks are registered for all modules"
+    device = next(model.parameters()).device
+    for name, each in model.named_modules():
+        own = each.__dict__
+        if each.training:
+            yield "the model is in training mode"
+        if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+            yield f"a hook is registered on {name or 'the model'}"
+        if "forward" in own or own.get("_compiled_call_impl"):
+            yield f"the forward of {name or 'the model'} is exchanged"
+    if any(each.device != device for each in model.parameters()):
+        yield "the model is on several devices"
+
+
+def _prompts(input_ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> Iterator[Prompt]:
+    width = input_ids.shape[1]
+    most, ends = None, ()
+    for criterion in given["stopping_criteria"]:
+        if isinstance(criterion, MaxLengthCriteria):
+            most = criterion.max_length - width
+        else:
+            ends = tuple(criterion.eos_token_id.reshape(-1).tolist())
+    least = 0
+    for processor in given["logits_processor"]:
+        if isinstance(processor, MinLengthLogitsProcessor):
+            least = max(least, processor.min_length - width)
+        else:
+            least = max(least, processor.min_new_tokens)
+    real = [None] * len(input_ids) if mask is None else mask.tolist()
+    for tokens, seen in zip(input_ids.tolist(), real, strict=True):
+        kept = tokens if seen is None else tokens[seen.index(1) :]
+        yield Prompt(tuple(kept), int(most or 0), least, ends)
+
+
+def _modes(model: nn.Module) -> tuple[Any, ...]:
+    """What outside the model its arithmetic depends on."""
+    return (
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+        getattr(getattr(model, "config", None), "_attn_implementation", None),
+    )
+
+
+def _classes(model: nn.Module) -> frozenset[int]:
+    """The forwards of all kinds of modules: a patched one is another function."""
+    kinds = {getattr(type(each), "forward", None) for each in model.modules()}
+    return frozenset(map(id, kinds))
+
+
+def _weights(model: nn.Module) -> tuple[Any, ...]:
+    """Identity and version of all parameters and buffers."""
+    found = []
+    for tensors in (model.parameters(), model.buffers()):
+        for each in tensors:
+            # Tensors made in inference mode count no versions; nothing may change them elsewhere.
+            version = -1 if each.is_inference() else each._version
+            found.append((id(each), each.data_ptr(), version))
+    return tuple(found)
+
+
+def _listed(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.tolist()

@@ -1,0 +1,56 @@
+"""How many rows of a batch fit into the memory that is free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ft2.campaign.prompt import Prompt
+
+__all__ = ["fitting_rows"]
+
+# More rows make a CPU's forward longer and no cheaper; an accelerator needs them to be busy.
+_MOST = {"cpu": 256, "cuda": 512}
+_LEAST = 8
+_SHARE = 0.5
+
+
+def fitting_rows(model: Any, prompts: Sequence[Prompt], sharers: int = 1) -> int:
+    """Return how many rows a batch can have, a power of two from 8 on.
+
+    Parameters
+    ----------
+    prompts:
+        What is asked: their golden runs are kept, too.
+    sharers:
+        How many processes share the machine's memory.
+    """
+    weight = model.get_input_embeddings().weight
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * heads * size * weight.element_size()
+    own = max(prompt.most for prompt in prompts)
+    widest = max(len(prompt.tokens) for prompt in prompts) + own
+    kept = len(prompts) * (widest + own) * token
+    # Scores and logits are computed in fp32; a few of a layer's tensors live at a time.
+    passing = 4 * (2 * config.vocab_size + 16 * config.hidden_size)
+    passing += 8 * config.num_attention_heads * (widest + own)
+    # One row in eight reads a prompt of its own.
+    row = own * token + widest * token // 8 + passing
+    room = int(_SHARE * _free(weight.device) / sharers) - kept
+    most = _MOST.get(weight.device.type, 256)
+    rows = _LEAST
+    while 2 * rows <= most and 2 * rows * row <= room:
+        rows *= 2
+    return rows
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,187 @@
+"""Trials are computed together, and their tests do not notice."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plugin.conftest import RIGHT, Project
+from tests.plugin.gated import outcomes
+
+BATCHES = "-o", "ft2_batch=64"
+
+ANSWERS = f"""
+import pytest
+import torch
+from conftest import generate
+
+@pytest.mark.sdc_budget(100)
+@pytest.mark.parametrize("length", [6, 4])
+def test_answer(model, length):
+    assert generate(model, max_new_tokens=length) == {RIGHT}[: 4 + length]
+"""
+
+# The second call asks what the first one said; the third, a batch of prompts, comes after both.
+SEVERAL_CALLS = """
+import pytest
+import torch
+from conftest import PROMPT, generate
+
+KNOWN = []
+
+@pytest.mark.sdc_budget(100)
+def test_answer(model):
+    first = generate(model)
+    second = generate(model, torch.tensor([first]), max_new_tokens=3)
+    padded = torch.tensor([[0, 0, 1, 5, 9], [7, 7, 7, 3, 2]])
+    both = model.generate(
+        padded, attention_mask=(padded > 0).long(), max_new_tokens=5, do_sample=False
+    )
+    KNOWN.append((first, second, both.tolist()))
+    assert KNOWN[-1] == KNOWN[0]
+"""
+
+ALONE = {
+    "samples": ("generate(model, do_sample=True)", "it samples"),
+    "beams": ("generate(model, num_beams=2)", "it does not call the model by generate alone"),
+    "loop": ("model(PROMPT).logits.argmax(-1)[0].tolist()", "generate alone"),
+    "cache": ("generate(model, past_key_values=DynamicCache())", "it passes a cache"),
+    "processor": ("generate(model, repetition_penalty=1.5)", "RepetitionPenaltyLogitsProcessor"),
+    "time": ("generate(model, max_time=100.0)", "it stops by MaxTimeCriteria"),
+    "fields": (
+        "model.generate(PROMPT, return_dict_in_generate=True).sequences[0].tolist()",
+        "return_dict_in_generate",
+    ),
+    "autocast": ("with_autocast(model)", "it runs under autocast"),
+    "hook": ("with_hook(model)", "a hook is registered on lm_head"),
+}
+
+BODY = """
+import pytest
+import torch
+from conftest import PROMPT, generate
+from transformers import DynamicCache
+
+
+def with_autocast(model):
+    with torch.autocast("cpu", torch.float16):
+        return generate(model)
+
+
+def with_hook(model):
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: None)
+    try:
+        return generate(model)
+    finally:
+        handle.remove()
+
+
+KNOWN = []
+
+@pytest.mark.sdc_budget(100)
+def test_answer(model):
+    said = EXPRESSION
+    KNOWN.append(said)
+    assert said == KNOWN[0]
+"""
+
+
+def run(project: Project, body: str, *arguments: str) -> pytest.RunResult:
+    project.pytester.makepyfile(test_it=body)
+    return project.run("--ft2-faults=40", "--ft2-json=out.json", *arguments)
+
+
+@pytest.mark.parametrize("protection", ["none", "ft2"])
+@pytest.mark.parametrize("body", [ANSWERS, SEVERAL_CALLS], ids=["one call", "several calls"])
+def test_batched_trials_end_as_they_do_alone(project: Project, body: str, protection: str) -> None:
+    asked = f"--ft2-protection={protection}"
+    run(project, body, asked, "-o", "ft2_batch=1")
+    alone = without_rounding(project)
+    result = run(project, body, asked, *BATCHES)
+    assert without_rounding(project) == alone
+    assert {"masked", "sdc"} == {trial[-2] for trial in alone}
+    result.stdout.fnmatch_lines(
+        [
+            "  40 trials were computed in batches of 64 rows.",
+            "  5 of the batched ones ran again alone: all ended alike.",
+        ]
+    )
+    trials = project.json()["campaigns"][0]["trials"]
+    assert {trial["batch"] for trial in trials} == {64}
+
+
+def without_rounding(project: Project) -> list[tuple[object, ...]]:
+    """What a trial's record says, but for the values, which a batch may round otherwise."""
+    return [(*trial[:3], trial[5], *trial[6:]) for trial in outcomes(project)]
+
+
+@pytest.mark.parametrize("case", list(ALONE))
+def test_what_no_batch_can_compute_runs_alone_and_is_said(project: Project, case: str) -> None:
+    expression, reason = ALONE[case]
+    result = run(project, BODY.replace("EXPRESSION", expression), *BATCHES)
+    result.stdout.fnmatch_lines([f"  40 trials ran one at a time: *{reason}*(40)."])
+    trials = project.json()["campaigns"][0]["trials"]
+    assert {trial["batch"] for trial in trials} == {1}
+
+
+def test_a_test_that_asks_for_something_else_in_a_trial_runs_alone(project: Project) -> None:
+    body = f"""
+    import pytest
+    from conftest import PROMPT, generate
+
+    runs = []
+
+    @pytest.mark.sdc_budget(100)
+    def test_answer(model):
+        runs.append(1)
+        said = generate(model, max_new_tokens=6 if len(runs) < 24 else 5)
+        assert said == {RIGHT}[: len(said)]
+    """
+    result = run(project, body, *BATCHES)
+    result.stdout.fnmatch_lines(["  * trials ran one at a time: its test did something else*"])
+
+
+def test_weights_that_change_between_runs_make_trials_run_alone(project: Project) -> None:
+    body = f"""
+    import pytest
+    import torch
+    from conftest import generate
+
+    @pytest.mark.sdc_budget(100)
+    def test_answer(model):
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1.0)
+        assert generate(model) == {RIGHT}
+    """
+    result = run(project, body, *BATCHES)
+    result.stdout.fnmatch_lines(
+        ["  40 trials ran one at a time: the model, or its weights, are others in each run (40)."]
+    )
+
+
+def test_batches_can_be_switched_off(project: Project) -> None:
+    result = run(project, ANSWERS, "--ft2-batch=1")
+    result.stdout.no_fnmatch_line("*computed in batches*")
+    result.stdout.no_fnmatch_line("*ran one at a time*")
+
+
+def test_the_random_state_behind_a_batched_answer_is_as_behind_one_alone(
+    project: Project,
+) -> None:
+    body = """
+    import pytest
+    import torch
+    from conftest import generate
+
+    @pytest.mark.sdc_budget(100)
+    def test_answer(model):
+        torch.rand(1)
+        answer = generate(model)
+        with open("notes.txt", "a") as file:
+            print(torch.rand(1).item(), file=file)
+        assert answer[4] == 53
+    """
+    run(project, body, "-o", "ft2_batch=1")
+    run(project, body, *BATCHES)
+    notes = (project.path / "notes.txt").read_text().split()
+    assert len(notes) > 80
+    assert len(set(notes)) == 1
