@@ -73,6 +73,52 @@ def test_a_fault_lands_on_the_gpu_and_is_corrected(mode: str, dtype: torch.dtype
     assert type(model).__mro__[0].__name__ == "LlamaForCausalLM"
 
 
+@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("policy", ["maximals", "global-clipper"])
+def test_profiled_bounds_correct_a_fault_on_the_gpu(policy: str, mode: str) -> None:
+    model = tiny_model("llama", dtype=torch.float16).to("cuda")
+    prompts = [[1, 5, 9, 11], [1, 5, 9, 11, 7, 3]]
+    profile = ft2.profile(model, prompts, policy, max_new_tokens=10, progress=False)
+    fault = ft2.Fault(
+        call=0,
+        step=3,
+        layer="model.layers.1.self_attn.o_proj",
+        row=1,
+        position=1 if mode == "without a cache" else 0,
+        neuron=5,
+        bits=(14,),
+    )
+    with ft2.protect(model, policy, bounds=profile) as protection:
+        _say(model, **_MODES[mode])
+        fault_free = sum(protection.counts)
+    with (
+        ft2.protect(model, policy, bounds=profile) as protection,
+        ft2.inject(model, fault) as corrected,
+    ):
+        _say(model, **_MODES[mode])
+    assert corrected.landed
+    assert protection.left_first_token
+    assert sum(protection.counts) > fault_free
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_what_is_out_of_bounds_is_set_to_zero_on_the_gpu_where_that_is_asked_for(mode: str) -> None:
+    model = tiny_model("llama", dtype=torch.float16).to("cuda")
+    fault = ft2.Fault(
+        call=0,
+        step=3,
+        layer=_LAYER,
+        row=1,
+        position=1 if mode == "without a cache" else 0,
+        neuron=5,
+        bits=(14,),
+    )
+    with ft2.protect(model, correction="zero") as protection, ft2.inject(model, fault) as injected:
+        _say(model, **_MODES[mode])
+    assert injected.landed
+    assert sum(protection.counts) >= 1
+
+
 def test_a_fault_and_a_protection_wait_for_the_device_no_more_than_the_model_does() -> None:
     model = tiny_model("llama").to("cuda")
     fault = ft2.Fault(call=0, step=0, layer=_LAYER, row=0, position=1, neuron=5, bits=(30,))
