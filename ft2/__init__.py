@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ft2.campaign import Campaign
     from ft2.faults import Fault, Injection, inject
     from ft2.forward import request
     from ft2.layers import Projection, UnsupportedModelError, projections
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Campaign",
     "Detection",
     "Fault",
     "Injection",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "Campaign": "ft2.campaign",
     "Detection": "ft2.protection",
     "Fault": "ft2.faults",
     "Injection": "ft2.faults",

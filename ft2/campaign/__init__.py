@@ -1,6 +1,7 @@
 """Golden runs, trials and outcomes. Knows models, faults and protections; knows no pytest."""
 
 from ft2.campaign.ahead import Ahead, Batched, GoldenCalls
+from ft2.campaign.campaign import Campaign
 from ft2.campaign.golden import Golden, Macs, Recorder
 from ft2.campaign.outcome import Outcome, is_harness_error, is_sticky, outcome_of
 from ft2.campaign.randomness import preserved_randomness, seed_everything
@@ -10,6 +11,7 @@ from ft2.campaign.run import Run, RunSpec
 __all__ = [
     "Ahead",
     "Batched",
+    "Campaign",
     "Golden",
     "GoldenCalls",
     "Macs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -141,8 +141,11 @@ class Ahead:
         self,
         goldens: Mapping[int, GoldenCalls],
         trials: Sequence[tuple[int, int, Fault]],
+        done: Callable[[], object] = lambda: None,
     ) -> dict[int, Batched | str]:
         """Compute trials, each given by its number, its golden run's number and its fault.
+
+        As each ends, `done` is called.
 
         Returns
         -------
@@ -167,7 +170,7 @@ class Ahead:
             key = (id(goldens[golden].asked[0].model()), is_half, golden if is_half else -1)
             together.setdefault(key, []).append(trial)
         for (_, is_half, _), group in together.items():
-            found |= self._with_less_memory(goldens, group, is_half)
+            found |= self._with_less_memory(goldens, group, is_half, done)
         return found
 
     def forget(self) -> None:
@@ -179,6 +182,7 @@ class Ahead:
         goldens: Mapping[int, GoldenCalls],
         group: Sequence[tuple[int, int, Fault]],
         is_half: bool,
+        done: Callable[[], object],
     ) -> dict[int, Batched | str]:
         """Compute trials of one model, in smaller batches when memory runs out."""
         numbers = [number for number, _, _ in group]
@@ -186,7 +190,7 @@ class Ahead:
         while True:
             try:
                 with preserved_randomness():
-                    return self._compute(goldens, group, is_half, limit)
+                    return self._compute(goldens, group, is_half, limit, done)
             except CannotBatchError as error:
                 return dict.fromkeys(numbers, str(error))
             except Exception as error:
@@ -215,6 +219,7 @@ class Ahead:
         group: Sequence[tuple[int, int, Fault]],
         is_half: bool,
         limit: int | None,
+        done: Callable[[], object],
     ) -> dict[int, Batched | str]:
         started = time.perf_counter()
         sets = sorted({golden for _, golden, _ in group})
@@ -248,7 +253,7 @@ class Ahead:
             mine = asked.get(id(engine), [])
             if mine:
                 self._rows_tried = engine.rows
-                said = engine.engine.run([(prompt, fault) for _, prompt, fault in mine])
+                said = engine.engine.run([(prompt, fault) for _, prompt, fault in mine], done)
                 told += [
                     (number, each, engine.rows)
                     for (number, _, _), each in zip(mine, said, strict=True)
