@@ -102,8 +102,13 @@ class CampaignLedger:
             self._look()
 
     def _look(self) -> None:
-        """Look at the trials in their order, up to the first that is missing, one by one."""
+        """Look at the trials in their order, up to the first that is missing.
+
+        Parameter sets differ in their rates. Evidence of the rate over all of them is looked at
+        when each has had as many trials as any other; what is certain, after every trial.
+        """
         planned = self.plan.planned
+        stride = 1 if self.plan.confidence is None else max(1, len(self._remaining))
         first = self._first or Counts(planned, 0, 0, 0)
         rule = stopping_rule(planned, self.budget)
         while (record := self.trials.get(first.seen)) and record["outcome"] is not None:
@@ -114,7 +119,8 @@ class CampaignLedger:
                 first.sdc + (outcome == "sdc"),
                 first.due + (outcome == "due"),
             )
-            if first.seen < planned and rule.decide(first) is not None:
+            is_look = first.seen < planned and first.seen % stride == 0
+            if is_look and rule.decide(first) is not None:
                 self.stopped_after = first.seen
                 break
         self._first = first

@@ -68,7 +68,7 @@ def _why(counts: Counts, budget: Budget, decision: str | None, around: tuple[flo
             f"Whatever the others would show, the rate of all {counts.planned} is {side} the "
             f"budget of {budget.sdc:g} %."
         )
-    sure = f"With {100 * budget.confidence:g} % confidence, looked at after every trial,"
+    sure = f"With {100 * budget.confidence:g} % confidence, however often it was looked at,"
     if decision is None:
         return (
             f"{sure} the budget of {budget.sdc:g} % is neither kept nor exceeded: the rate is "

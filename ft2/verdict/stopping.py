@@ -73,6 +73,10 @@ class SequentialRule:
     equals the budget, is spent at the last trial: a campaign that never stopped is decided there
     about as a fixed one is, and one too small to stop at all exactly so.
 
+    Trials that are dealt to several prompts in turn need not have the same rate: looked at when
+    each prompt has had as many trials as any other, the promise holds for their mean rate, since
+    the product of the rates' effects is largest where they are the same.
+
     DUEs have no interval of their own. The gate fails as soon as they must exceed their budget, and
     stops early to pass only when evidence of the same strength puts them within it.
     """

@@ -76,6 +76,25 @@ def test_trials_behind_the_deciding_ones_are_not_counted() -> None:
     assert found.verdict.reason.endswith("The 13 other planned trials were not needed.")
 
 
+def test_prompts_that_had_no_trial_yet_keep_a_gate_from_passing() -> None:
+    # The first 900 prompts are never wrong, the last 100 always: a rate of 10 %.
+    sets = tuple(f"p{number}" for number in range(1000))
+    the_plan = plan(2000, stop="early", budget=1.0, confidence=0.95, sets=sets)
+    trials = [
+        trial(number, "sdc" if number % 1000 >= 900 else "masked", params=sets[number % 1000])
+        for number in range(1000)
+    ]
+    campaign = ledger(trials[:950], the_plan)
+    assert campaign.stopped_after is None
+    for record in trials[950:]:
+        campaign.add(record, "chunk")
+    assert campaign.stopped_after == 1000
+    verdict = campaign.result(finished=True).verdict
+    assert verdict is not None
+    assert verdict.name == "incomplete"
+    assert "Whether the assertion can fail at all was not tried." in verdict.reason
+
+
 def test_an_error_of_the_harness_stops_nothing_and_makes_the_verdict_incomplete() -> None:
     ends = ["masked", None, *["sdc"] * 18]
     campaign = early(ends, list(range(20)), budget=10.0)
