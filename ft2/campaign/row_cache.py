@@ -270,6 +270,10 @@ class _Layer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    def get_max_cache_shape(self) -> int:
+        """What some releases of transformers 5 call :meth:`get_max_length`."""
+        return -1
+
 
 class Attending:
     """Lets a model attend to a :class:`RowCache`.
