@@ -185,3 +185,28 @@ def test_the_random_state_behind_a_batched_answer_is_as_behind_one_alone(
     notes = (project.path / "notes.txt").read_text().split()
     assert len(notes) > 80
     assert len(set(notes)) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_in_half_precision_outcomes_do_not_depend_on_the_chunk(
+    project: Project, dtype: str
+) -> None:
+    conftest = project.path / "conftest.py"
+    conftest.write_text(conftest.read_text().replace(".eval()", f".to(torch.{dtype}).eval()"))
+    body = """
+    import pytest
+    from conftest import generate
+
+    KNOWN = []
+
+    @pytest.mark.sdc_budget(100)
+    def test_answer(model):
+        KNOWN.append(generate(model))
+        assert KNOWN[-1] == KNOWN[0]
+    """
+    found = []
+    for chunk in ("7", "40"):
+        result = run(project, body, f"--ft2-chunk={chunk}", "--ft2-batch=16", "-o", "ft2_encoding=")
+        result.stdout.fnmatch_lines(["  40 trials were computed in batches of 16 rows."])
+        found.append(outcomes(project))
+    assert found[0] == found[1]
