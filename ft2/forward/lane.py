@@ -62,21 +62,19 @@ class Seat:
 
     Parameters
     ----------
-    kind:
-        The module's class.
+    disguise:
+        What the module wears in it; the same for all modules of a class, since code that meets
+        many classes is slow.
     namespace:
         What the seats of a lane share.
     number:
         Which one it is.
     """
 
-    def __init__(self, kind: type, namespace: dict[str, Any], number: int) -> None:
-        template = _call_linear if kind is nn.Linear else _call_module
-        call = FunctionType(template.__code__, namespace, "__call__")
+    def __init__(self, disguise: Disguise, namespace: dict[str, Any], number: int) -> None:
         self.number = number
-        self.disguise = Disguise(kind, {"__call__": call})
+        self.disguise = disguise
         self._namespace = namespace
-        namespace["seats"][self.disguise.worn] = number
 
     def take(self, lane: Lane) -> None:
         """Let `lane` have what the module puts out, while the module wears the disguise."""
@@ -85,7 +83,7 @@ class Seat:
 
 # The namespace of what follows, as it is written; each model has another one.
 lane: Any = None
-seats: dict[type, int] = {}
+seats: dict[nn.Module, int] = {}
 call: Callable[..., Any] = nn.Module.__call__
 linear = functional.linear
 
@@ -94,8 +92,8 @@ def _call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
     output = call(module, *args, **kwargs)
     hidden = args[0] if args else kwargs["input"]
     if is_compiling():
-        return lane.traced(seats[type(module)], hidden, output)
-    return lane.eager(seats[type(module)], hidden, output)
+        return lane.traced(seats[module], hidden, output)
+    return lane.eager(seats[module], hidden, output)
 
 
 def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -105,7 +103,7 @@ def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
             output = call(module, *args, **kwargs)
         else:
             output = module.forward(hidden)
-        return lane.traced(seats[type(module)], hidden, output)
+        return lane.traced(seats[module], hidden, output)
     own = module.__dict__
     # What a linear layer's call comes to, without the ways of a module's call.
     if (
@@ -123,7 +121,7 @@ def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
     else:
         output = call(module, *args, **kwargs)
         hidden = args[0] if args else kwargs["input"]
-    return lane.eager(seats[type(module)], hidden, output)
+    return lane.eager(seats[module], hidden, output)
 
 
 # Classes are kept: compiled code knows a model by them when the same is attached again.
@@ -138,7 +136,8 @@ def takes_a_seat(module: nn.Module) -> bool:
 def seats_of(model: nn.Module, names: Iterable[str]) -> list[Seat]:
     """Return seats for the modules of those names, always the same ones for the same names."""
     names = tuple(names)
-    kinds = [undisguised(type(model.get_submodule(name))) for name in names]
+    modules = [model.get_submodule(name) for name in names]
+    kinds = [undisguised(type(module)) for module in modules]
     known = _SEATS.setdefault(model, {})
     found = known.get(names)
     # Sharding and parametrizing exchange a module's class too.
@@ -150,11 +149,17 @@ def seats_of(model: nn.Module, names: Iterable[str]) -> list[Seat]:
             "is_compiling": is_compiling,
             "lane": None,
             "linear": linear,
-            "seats": {},
+            "seats": {module: number for number, module in enumerate(modules)},
         }
-        found = [Seat(kind, namespace, number) for number, kind in enumerate(kinds)]
+        disguises = {kind: _disguise(kind, namespace) for kind in kinds}
+        found = [Seat(disguises[kind], namespace, number) for number, kind in enumerate(kinds)]
         known[names] = found
     return found
+
+
+def _disguise(kind: type, namespace: dict[str, Any]) -> Disguise:
+    template = _call_linear if kind is nn.Linear else _call_module
+    return Disguise(kind, {"__call__": FunctionType(template.__code__, namespace, "__call__")})
 
 
 def hears_nothing() -> bool:

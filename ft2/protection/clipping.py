@@ -16,9 +16,8 @@ from torch import Tensor
 from ft2.forward import Lane, hears_nothing
 from ft2.protection.arithmetic import clip, count_corrected
 from ft2.protection.bounds import Key, RequestBounds
-from ft2.protection.kernels import native_operations
 from ft2.protection.pending import Pending, Restrictor
-from ft2.protection.resident import Arguments, Resident
+from ft2.protection.resident import Resident
 
 __all__ = ["ClippingLane"]
 
@@ -39,12 +38,11 @@ class ClippingLane(Lane):
     def __init__(self, keys: list[Key], otherwise: Callable[[Key, Tensor], Tensor]) -> None:
         self._keys = keys
         self._otherwise = otherwise
-        self._restrictors: list[Restrictor] = []
         self._residents: dict[tuple[int, torch.device, torch.dtype], Resident] = {}
         self._resident: Resident
-        self._idle: Arguments = [None for _ in keys]
+        self._idle: list[Restrictor | None] = [None for _ in keys]
         # What the layers of the running forward use; compiled layers guard on what they read.
-        self._arguments = self._idle
+        self._restrictors = self._idle
         self._is_clipping = False
         self._counts_later = False
         self._waiting: list[tuple[int, Tensor]] = []
@@ -65,35 +63,29 @@ class ClippingLane(Lane):
         place = (request.requests, *kind)
         if place not in self._residents:
             self._residents[place] = Resident(self._keys, *place)
-        resident = self._residents[place]
+        self._resident = resident = self._residents[place]
         resident.hold(request, live)
-        operations = native_operations(*kind)
-        is_native = operations is not None and not torch.is_grad_enabled()
-        self._resident = resident
         self._is_clipping = True
-        self._counts_later = is_native
         self.is_direct = hears_nothing()
-        if operations is not None and is_native:
-            if not self._restrictors:
-                self._restrictors = [Restrictor(operations) for _ in self._keys]
-            self._arguments = resident.arguments
+        self._counts_later = bool(resident.restrictors) and not torch.is_grad_enabled()
+        if self._counts_later:
+            self._restrictors = resident.restrictors
 
     def end(self) -> None:
         """Clip nothing more until the next :meth:`begin`."""
-        self._arguments = self._idle
+        self._restrictors = self._idle
         self._is_clipping = False
         self.is_direct = False
         self._waiting.clear()
 
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
-        arguments = self._arguments[seat]
-        if arguments is None:
-            return self._otherwise(self._keys[seat], output)
         restrictor = self._restrictors[seat]
-        # Of outputs that something else made its own, nothing may wait.
+        if restrictor is None:
+            return self._otherwise(self._keys[seat], output)
+        # An output that something else has made its own must not wait.
         if restrictor.waits and type(output) is Tensor:
-            return Pending.wait(output, restrictor, arguments)
-        restrictor.restrict(output, *arguments)
+            return Pending.wait(output, restrictor)
+        restrictor.restrict(output)
         return output
 
     def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ Whatever else is done to such an output first, its values are restricted before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,97 +26,96 @@ class Restrictor:
     ----------
     operations:
         The native operations.
+    bounds:
+        (2, requests), lower ones first, contiguous.
+    corrected:
+        int64 (requests,); updated in place.
+    live:
+        bool (requests, 1), whose corrections are counted; None when all are.
 
     Attributes
     ----------
-    restrict:
-        The native operation.
     waits:
         Whether the layer's outputs wait for their first use. They do until one of them was used
         by something that cannot restrict it on the way.
     """
 
-    __slots__ = ("_add", "_multiply", "restrict", "waits")
+    __slots__ = ("_add", "_multiply", "_restrict", "_with", "waits")
 
-    def __init__(self, operations: Operations) -> None:
-        self.restrict = operations.restrict_
+    def __init__(
+        self, operations: Operations, bounds: Tensor, corrected: Tensor, live: Tensor | None
+    ) -> None:
+        self._restrict = operations.restrict_
         self._add = operations.restrict_and_add
         self._multiply = operations.restrict_and_multiply
+        self._with = (bounds, corrected, live)
         self.waits = True
 
-    def settle(self, output: Tensor, arguments: tuple[Any, ...]) -> None:
-        """Restrict an output that something else than a sum or a product is about to use."""
-        self.waits = False
-        self.restrict(output, *arguments)
+    def restrict(self, output: Tensor) -> None:
+        """Restrict the output in place."""
+        self._restrict(output, *self._with)
 
-    def add(self, output: Tensor, other: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+    def add(self, output: Tensor, other: Tensor) -> Tensor:
         """Restrict the output in place, and return its sum with `other`."""
-        return self._combine(self._add, torch.add, output, other, arguments)
-
-    def multiply(self, output: Tensor, other: Tensor, arguments: tuple[Any, ...]) -> Tensor:
-        """Restrict the output in place, and return its product with `other`."""
-        return self._combine(self._multiply, torch.mul, output, other, arguments)
-
-    def _combine(
-        self,
-        native: Callable[..., Tensor],
-        plain: Callable[..., Tensor],
-        output: Tensor,
-        other: Tensor,
-        arguments: tuple[Any, ...],
-    ) -> Tensor:
         try:
-            return native(output, other, *arguments)
+            return self._add(output, other, *self._with)
         except RuntimeError:
             # Of other shapes, types or strides; then nothing was done yet.
-            self.settle(output, arguments)
-            return plain(output, other)
+            self.waits = False
+            self._restrict(output, *self._with)
+            return torch.add(output, other)
+
+    def multiply(self, output: Tensor, other: Tensor) -> Tensor:
+        """Restrict the output in place, and return its product with `other`."""
+        try:
+            return self._multiply(output, other, *self._with)
+        except RuntimeError:
+            self.waits = False
+            self._restrict(output, *self._with)
+            return torch.mul(output, other)
 
 
 class Pending(Tensor):
     """A layer's output that nothing has used yet. Made by :meth:`wait` of one that is there."""
 
     _restrictor: Restrictor
-    _arguments: tuple[Any, ...]
 
     @staticmethod
-    def wait(output: Tensor, restrictor: Restrictor, arguments: tuple[Any, ...]) -> Tensor:
-        """Let `output` itself wait for its first use; `arguments` go to the native operation."""
-        pending: Any = output
-        pending.__class__ = Pending
-        pending._restrictor, pending._arguments = restrictor, arguments
+    def wait(output: Any, restrictor: Restrictor) -> Tensor:
+        """Let `output` itself wait for its first use."""
+        output.__class__ = Pending
+        output._restrictor = restrictor
         return output
 
     def __add__(self, other: Any) -> Any:
-        return self._used(Restrictor.add, Tensor.__add__, other)
+        return self._settled() + other if type(other) is not Tensor else self._sum(other)
 
     def __radd__(self, other: Any) -> Any:
-        return self._used(Restrictor.add, Tensor.__radd__, other)
+        return other + self._settled() if type(other) is not Tensor else self._sum(other)
 
     def __mul__(self, other: Any) -> Any:
-        return self._used(Restrictor.multiply, Tensor.__mul__, other)
+        return self._settled() * other if type(other) is not Tensor else self._product(other)
 
     def __rmul__(self, other: Any) -> Any:
-        return self._used(Restrictor.multiply, Tensor.__rmul__, other)
+        return other * self._settled() if type(other) is not Tensor else self._product(other)
 
-    def _used(self, native: Callable[..., Tensor], plain: Callable[..., Any], other: Any) -> Any:
-        if type(other) is Pending:
-            other._settle()
-        if type(other) is Tensor:
-            restrictor, arguments = self._restrictor, self._arguments
-            self._become_plain()
-            return native(restrictor, self, other, arguments)
-        self._settle()
-        return plain(self, other)
-
-    def _settle(self) -> None:
-        restrictor, arguments = self._restrictor, self._arguments
-        self._become_plain()
-        restrictor.settle(self, arguments)
-
-    def _become_plain(self) -> None:
-        del self._restrictor, self._arguments
+    def _sum(self, other: Tensor) -> Tensor:
+        restrictor = self._restrictor
         self.__class__ = Tensor  # type: ignore[assignment]
+        return restrictor.add(self, other)
+
+    def _product(self, other: Tensor) -> Tensor:
+        restrictor = self._restrictor
+        self.__class__ = Tensor  # type: ignore[assignment]
+        return restrictor.multiply(self, other)
+
+    def _settled(self) -> Tensor:
+        """Restrict the values, which something else than a sum or a product is about to use."""
+        restrictor = self._restrictor
+        self.__class__ = Tensor  # type: ignore[assignment]
+        restrictor.waits = False
+        restrictor.restrict(self)
+        return self
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -126,16 +124,16 @@ class Pending(Tensor):
         if func is functional.dropout and not kwargs.get("training", True):
             return args[0]
         for value in (*args, *kwargs.values()):
-            _settle_all(value)
+            _settle(value)
         return func(*args, **kwargs)
 
 
-def _settle_all(value: Any) -> None:
+def _settle(value: Any) -> None:
     if type(value) is Pending:
-        value._settle()
+        value._settled()
     elif isinstance(value, (list, tuple)):
         for each in value:
-            _settle_all(each)
+            _settle(each)
     elif isinstance(value, dict):
         for each in value.values():
-            _settle_all(each)
+            _settle(each)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ft2.protection.arithmetic import bounds_dtype
 from ft2.protection.bounds import Key, RequestBounds
+from ft2.protection.kernels import native_operations
+from ft2.protection.pending import Restrictor
 
-__all__ = ["Arguments", "Resident"]
-
-Arguments = list[tuple[Tensor, Tensor, Tensor | None] | None]
+__all__ = ["Resident"]
 
 
 class Resident:
@@ -41,9 +41,9 @@ class Resident:
         int64 (requests,).
     live:
         bool (requests, 1), whose corrections are counted; None for a single request.
-    arguments:
-        What the native operations take for each layer: bounds (2, requests), counters and `live`;
-        None where nothing was learned.
+    restrictors:
+        What restricts each layer's outputs natively; None where nothing was learned, and where
+        there is nothing native.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Resident:
     ) -> None:
         self.dtype = dtype
         self.live: Tensor | None = None
-        self.arguments: Arguments = []
+        self.restrictors: list[Restrictor | None] = []
         self._keys = keys
         self._owner: RequestBounds | None = None
         self._version = -1
@@ -68,6 +68,13 @@ class Resident:
         for each in (self.bounds, self.corrected, self.live):
             if each is not None:
                 _keep_address(each)
+        self._restrictors: list[Restrictor] = []
+        operations = native_operations(device, dtype)
+        if operations is not None:
+            self._restrictors = [
+                Restrictor(operations, bounds, self.corrected, self.live)
+                for bounds in self.bounds.unbind()
+            ]
 
     def hold(self, request: RequestBounds, live: Tensor | None) -> None:
         """Take the place of a request's bounds and counters, until another one's are held.
@@ -100,10 +107,11 @@ class Resident:
         learned = [request.widened(key) for key in self._keys]
         known = [self._unlearned if each is None else each for each in learned]
         torch.stack(known, out=self.bounds)
-        self.arguments = [
-            None if each is None else (bounds, self.corrected, self.live)
-            for each, bounds in zip(learned, self.bounds.unbind(), strict=True)
-        ]
+        if self._restrictors:
+            self.restrictors = [
+                None if each is None else restrictor
+                for each, restrictor in zip(learned, self._restrictors, strict=True)
+            ]
         self._owner, self._version = request, request.version
 
 
