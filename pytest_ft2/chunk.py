@@ -242,7 +242,8 @@ class _ChunkRun:
         if isinstance(computed, Batched):
             replies = computed.replies()
             ended = self._end(number, fault, replies)
-            if replies.went_elsewhere or not replies.delivered or ended.outcome is None:
+            # What failed around the test is an error of the harness, however the trial is computed.
+            if replies.went_elsewhere or (not replies.delivered and ended.error is None):
                 computed, ended = "its test did something else than without a fault", None
         if ended is None:
             ended = self._end(number, fault)

@@ -210,3 +210,52 @@ def test_in_half_precision_outcomes_do_not_depend_on_the_chunk(
         result.stdout.fnmatch_lines(["  40 trials were computed in batches of 16 rows."])
         found.append(outcomes(project))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_a_fixture_that_fails_in_a_batched_trial_makes_the_verdict_incomplete(
+    project: Project, where: str
+) -> None:
+    fail = """
+        RUNS.append(1)
+        if len(RUNS) == 9:
+            raise ConnectionError("the service is away")
+    """
+    body = f"""
+    import pytest
+    from conftest import generate
+
+    RUNS = []
+
+    @pytest.fixture
+    def service():
+        {"yield" if where == "behind" else ""}{fail}
+        {"yield" if where == "before" else ""}
+
+    @pytest.mark.sdc_budget(100)
+    def test_answer(model, service):
+        assert generate(model) == {RIGHT}
+    """
+    run(project, body, *BATCHES)
+    (campaign,) = project.json()["campaigns"]
+    assert campaign["verdict"] == "incomplete"
+    assert "the service is away" in campaign["reason"]
+
+
+def test_a_trial_whose_test_never_asks_runs_again_alone(project: Project) -> None:
+    body = f"""
+    import pytest
+    from conftest import generate
+
+    RUNS = []
+
+    @pytest.mark.sdc_budget(100)
+    def test_answer(model):
+        RUNS.append(1)
+        if len(RUNS) != 9:
+            assert generate(model) == {RIGHT}
+    """
+    run(project, body, *BATCHES)
+    (campaign,) = project.json()["campaigns"]
+    assert campaign["planned"] == 40
+    assert {trial["batch"] for trial in campaign["trials"]} == {1, 64}
