@@ -55,7 +55,7 @@ class Batching:
         said = []
         if batched:
             rows = " or ".join(map(str, sorted(self.rows)))
-            said.append(f"{batched} trials were computed in batches of {rows} rows.")
+            said.append(f"{batched} trials were computed in batches of up to {rows} rows.")
         if alone:
             reasons = [f"{reason} ({count})" for reason, count in self.alone.most_common()]
             shown = "; ".join(reasons[:_REASONS_SHOWN])

@@ -84,7 +84,7 @@ class Batched:
     calls, call, row, continuation:
         As :class:`ft2.campaign.replies.Replies` takes them.
     batch:
-        Rows of its batch.
+        How many rows its batch had at most.
     seconds:
         Its share of the time.
     """

@@ -101,7 +101,7 @@ def test_batched_trials_end_as_they_do_alone(project: Project, body: str, protec
     assert {"masked", "sdc"} == {trial[-2] for trial in alone}
     result.stdout.fnmatch_lines(
         [
-            "  40 trials were computed in batches of 64 rows.",
+            "  40 trials were computed in batches of up to 64 rows.",
             "  5 of the batched ones ran again alone: all ended alike.",
         ]
     )
@@ -207,7 +207,7 @@ def test_in_half_precision_outcomes_do_not_depend_on_the_chunk(
     found = []
     for chunk in ("7", "40"):
         result = run(project, body, f"--ft2-chunk={chunk}", "--ft2-batch=16", "-o", "ft2_encoding=")
-        result.stdout.fnmatch_lines(["  40 trials were computed in batches of 16 rows."])
+        result.stdout.fnmatch_lines(["  40 trials were computed in batches of up to 16 rows."])
         found.append(outcomes(project))
     assert found[0] == found[1]
 
