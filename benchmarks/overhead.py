@@ -3,7 +3,8 @@
 Run it from the project's root: ``python benchmarks/overhead.py [--device cuda] [--compiled]``. The
 variants of a model are module objects of their own over the same weights, each with its protection
 attached once, and their runs are interleaved in one process. Weights are random, since time does
-not depend on them.
+not depend on them. A variant's time is its median first token plus its median later token times
+their number, so that a busy machine's interruptions do not count.
 
 alone
     The model as it is.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
 import sys
@@ -31,12 +33,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 import ft2
 from ft2 import native
+from ft2.forward import Clock, Forward, Listener, tap_in_lane
+from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, DetectionLane
 
 _LLAMA = {"model_type": "llama", "num_attention_heads": 32, "vocab_size": 32000}
 _OPT = {"model_type": "opt", "num_attention_heads": 32, "vocab_size": 50272}
@@ -141,71 +145,36 @@ def _ft2(model: Any) -> None:
     ft2.protect(model)
 
 
-class _Keeping(nn.Linear):
-    """A linear layer that keeps what a check at the end of the step needs."""
+class _Detecting(Listener):
+    """Has a model's layers checked at the end of each forward."""
 
-    outputs: list[Tensor]
-    inputs: list[Tensor]
+    def __init__(self, model: Any, layers: list[ft2.Projection], check: Check, later: bool) -> None:
+        self._lane = DetectionLane([check])
+        self._later = later
+        clock = Clock.listen(model, self)
+        tap_in_lane(model, [each.name for each in layers], self._lane, clock.lanes)
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        parameters: Any = self._parameters
-        output = functional.linear(hidden, parameters["weight"], parameters["bias"])
-        self.outputs.append(output)
-        self.inputs.append(hidden)
-        return output
+    def forward_started(self, forward: Forward) -> None:
+        if not (self._later and forward.is_first_token):
+            self._lane.begin()
 
-
-def _checking(model: Any, layers: list[ft2.Projection], check: Callable[..., None]) -> None:
-    outputs: list[Tensor] = []
-    inputs: list[Tensor] = []
-    for projection in layers:
-        module = model.get_submodule(projection.name)
-        module.__class__ = _Keeping
-        module.__dict__ |= {"outputs": outputs, "inputs": inputs}
-    forward = model.forward
-
-    def forward_and_check(*args: Any, **kwargs: Any) -> Any:
-        outputs.clear()
-        inputs.clear()
-        result = forward(*args, **kwargs)
-        if outputs[0].shape[1] == 1:
-            check(outputs, inputs)
-        return result
-
-    model.forward = forward_and_check
+    def forward_finished(self, forward: Forward, output: Any) -> None:
+        self._lane.end()
 
 
 def _bounds(model: Any) -> None:
-    operations = native.operations()
-    assert operations is not None
     layers = _critical(model)
     limits = torch.full((len(layers), 2, 1), 6e4, device=model.device)
     limits[:, 0] *= -1
     flags = torch.zeros(1, dtype=torch.uint8, device=model.device)
-    _checking(
-        model,
-        layers,
-        lambda outputs, inputs: operations.check_bounds(outputs, limits, flags),
-    )
+    _Detecting(model, layers, BoundsCheck(limits, flags), later=True)
 
 
 def _checksums(model: Any) -> None:
-    operations = native.operations()
-    assert operations is not None
     layers = ft2.projections(model)
-    sums = []
-    for projection in layers:
-        module = model.get_submodule(projection.name)
-        bias = torch.zeros(1, device=model.device)
-        if module.bias is not None:
-            bias = module.bias.float().sum().reshape(1)
-        sums.append(torch.cat([module.weight.float().sum(0), bias])[None])
+    modules = [model.get_submodule(each.name) for each in layers]
     flags = torch.zeros(1, dtype=torch.uint8, device=model.device)
-    _checking(
-        model,
-        layers,
-        lambda outputs, inputs: operations.check_products(outputs, inputs, sums, flags),
-    )
+    _Detecting(model, layers, ChecksumCheck(modules, flags), later=False)
 
 
 VARIANTS: dict[str, Callable[[Any], None]] = {
@@ -217,8 +186,23 @@ VARIANTS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def _generate(model: Any, prompt: Tensor, new_tokens: int, compiled: bool) -> float:
+class _Stamps(StoppingCriteria):
+    """Notes when each token was there."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self.seconds.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _generate(model: Any, prompt: Tensor, new_tokens: int, compiled: bool) -> list[float]:
+    """Return the seconds of the first token and of each later one."""
     settings: dict[str, Any] = {"cache_implementation": "static"} if compiled else {}
+    stamps = _Stamps()
+    if prompt.is_cuda:
+        torch.cuda.synchronize()
     started = time.perf_counter()
     model.generate(
         prompt,
@@ -227,26 +211,33 @@ def _generate(model: Any, prompt: Tensor, new_tokens: int, compiled: bool) -> fl
         min_new_tokens=new_tokens,
         do_sample=False,
         pad_token_id=0,
+        stopping_criteria=StoppingCriteriaList([stamps]),
         **settings,
     )
-    if prompt.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    moments = [started, *stamps.seconds]
+    return [after - before for before, after in itertools.pairwise(moments)]
 
 
-def _measure(arguments: argparse.Namespace, title: str) -> dict[str, list[float]]:
+def _measure(arguments: argparse.Namespace, title: str) -> dict[str, list[list[float]]]:
     model = _build(SHAPES[title], arguments.device)
     variants = {name: _twin(model) for name in arguments.variants}
     for name, twin in variants.items():
         VARIANTS[name](twin)
     prompt = torch.randint(5, 500, (arguments.batch, PROMPT), device=arguments.device)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: dict[str, list[list[float]]] = {name: [] for name in variants}
     for repetition in range(arguments.warm_up + arguments.repetitions):
         for name, twin in variants.items():
             spent = _generate(twin, prompt, arguments.new_tokens, arguments.compiled)
             if repetition >= arguments.warm_up:
                 seconds[name].append(spent)
     return seconds
+
+
+def _summary(runs: list[list[float]]) -> tuple[float, float, float]:
+    """Medians in ms: the first token, a later one, and all of them."""
+    first = statistics.median(run[0] for run in runs)
+    step = statistics.median(step for run in runs for step in run[1:])
+    return 1e3 * first, 1e3 * step, 1e3 * (first + (len(runs[0]) - 1) * step)
 
 
 def main() -> None:
@@ -264,21 +255,19 @@ def main() -> None:
     torch.set_num_threads(1)
     print(native.load(), file=sys.stderr)
     results = {}
-    print(f"{'shape':22} {'variant':10} {'seconds':>8} {'over alone':>10} {'paired':>8}")
+    rows = []
+    headers = ("shape", "variant", "first token, ms", "later token, ms", "all, ms", "over alone")
     with torch.no_grad():
         for title in arguments.shapes:
             seconds = _measure(arguments, title)
-            alone = seconds["alone"]
-            for name, each in seconds.items():
-                over = statistics.median(each) / statistics.median(alone) - 1
-                paired = statistics.median(a / b for a, b in zip(each, alone, strict=True)) - 1
-                print(
-                    f"{title:22} {name:10} {statistics.median(each):8.3f} {over:+10.1%} "
-                    f"{paired:+8.1%}",
-                    flush=True,
-                )
+            alone = _summary(seconds["alone"])[2]
+            for name, runs in seconds.items():
+                first, step, total = _summary(runs)
+                rows.append((title, name, first, step, total, f"{total / alone - 1:+.1%}"))
             results[title] = seconds
+            print(tabulate(rows[-len(seconds) :], headers, floatfmt=".2f"), flush=True)
             if arguments.device == "cuda":
+                torch.compiler.reset()
                 torch.cuda.empty_cache()
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:

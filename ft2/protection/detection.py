@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ft2.forward import Lane, hears_nothing
+from ft2.protection.resident import keep_address
 
 __all__ = ["BoundsCheck", "Check", "ChecksumCheck", "DetectionLane"]
 
@@ -54,6 +55,8 @@ class BoundsCheck:
     def __init__(self, bounds: Tensor, flags: Tensor) -> None:
         self.bounds = bounds
         self.flags = flags
+        keep_address(bounds)
+        keep_address(flags)
 
     def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
         bounds = self.bounds
@@ -86,6 +89,7 @@ class ChecksumCheck:
         if dtype not in _ROUNDOFFS:
             raise ValueError(f"checksums are for fp16, bf16 and fp32 layers, not {dtype}")
         self._roundoffs = _ROUNDOFFS[dtype]
+        keep_address(flags)
         self.refresh()
 
     def refresh(self) -> None:
@@ -95,6 +99,7 @@ class ChecksumCheck:
             if identity != self._known[index]:
                 self._known[index] = identity
                 self._sums[index] = summed_weight(module, self._group)
+                keep_address(self._sums[index])
 
     def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
         sums = [self._sums[seat] for seat in seats]

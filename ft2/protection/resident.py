@@ -16,7 +16,7 @@ from ft2.protection.bounds import Key, RequestBounds
 from ft2.protection.kernels import native_operations
 from ft2.protection.pending import Restrictor
 
-__all__ = ["Resident"]
+__all__ = ["Resident", "keep_address"]
 
 
 class Resident:
@@ -67,7 +67,7 @@ class Resident:
                 self.live = torch.ones(requests, 1, dtype=torch.bool, device=device)
         for each in (self.bounds, self.corrected, self.live):
             if each is not None:
-                _keep_address(each)
+                keep_address(each)
         self._restrictors: list[Restrictor] = []
         operations = native_operations(device, dtype)
         if operations is not None:
@@ -115,5 +115,6 @@ class Resident:
         self._owner, self._version = request, request.version
 
 
-def _keep_address(tensor: Any) -> None:
+def keep_address(tensor: Any) -> None:
+    """Tell compiled code that a tensor stays where it is, and is not to be copied for each run."""
     torch._dynamo.mark_static_address(tensor, guard=False)

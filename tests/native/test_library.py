@@ -30,6 +30,9 @@ _VALUES = torch.randn(2, 3, 8)
 _CALLS = {
     "restrict_": (_VALUES, _BOUNDS, _counters()),
     "record_": (_VALUES, _BOUNDS, _counters(), torch.ones(2, 1, dtype=torch.bool)),
+    "restrict_and_add": (_VALUES, _VALUES.clone(), _BOUNDS, _counters()),
+    "restrict_and_multiply": (_VALUES, _VALUES.clone(), _BOUNDS, _counters()),
+    "count_outside": ([_VALUES, _VALUES], torch.stack([_BOUNDS, _BOUNDS]), _counters()),
     "check_bounds": ([_VALUES, _VALUES], torch.stack([_BOUNDS, _BOUNDS]), _flags()),
     "check_sums": ([_VALUES], [_VALUES.sum(-1)], _flags(), 4.0),
     "check_products": ([_VALUES], [_VALUES], [torch.ones(1, 9)], _flags()),

@@ -220,7 +220,13 @@ def test_bounds_end_where_the_type_does(
             torch.ones(2, dtype=torch.bool),
             "marks",
         ),
-        (torch.zeros(1, 1, 1, 4), torch.zeros(2, 1), torch.zeros(1).long(), None, "dimensions"),
+        (
+            torch.zeros(1, 1, 4, 3).mT,
+            torch.zeros(2, 1),
+            torch.zeros(1).long(),
+            None,
+            "three dimensions",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
