@@ -57,6 +57,22 @@ class Lane(ABC):
         """Called at the end of each forward, inside of what is compiled where that can be."""
 
 
+class _Empty(Lane):
+    """Changes nothing."""
+
+    def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
+        return output
+
+    def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
+        return output
+
+    def finish(self) -> None:
+        pass
+
+
+_EMPTY = _Empty()
+
+
 class Seat:
     """One module's place in the lanes of its model.
 
@@ -79,6 +95,11 @@ class Seat:
     def take(self, lane: Lane) -> None:
         """Let `lane` have what the module puts out, while the module wears the disguise."""
         self._namespace["lane"] = lane
+
+    def leave(self, lane: Lane) -> None:
+        """Let `lane` have nothing more, also of modules whose own class came of the disguise."""
+        if self._namespace["lane"] is lane:
+            self._namespace["lane"] = _EMPTY
 
 
 # The namespace of what follows, as it is written; each model has another one.
@@ -147,7 +168,7 @@ def seats_of(model: nn.Module, names: Iterable[str]) -> list[Seat]:
             "__builtins__": __builtins__,
             "call": call,
             "is_compiling": is_compiling,
-            "lane": None,
+            "lane": _EMPTY,
             "linear": linear,
             "seats": {module: number for number, module in enumerate(modules)},
         }

@@ -161,8 +161,10 @@ class Tap:
             return
         self._attached = False
         self._tapped.remove(self._entry, self._module)
-        if isinstance(self._entry, _OnLane) and self._entry.lane in self._entry.running:
-            self._entry.running.remove(self._entry.lane)
+        if isinstance(self._entry, _OnLane):
+            self._entry.seat.leave(self._entry.lane)
+            if self._entry.lane in self._entry.running:
+                self._entry.running.remove(self._entry.lane)
 
 
 def tap(module: nn.Module, order: Order, transform: Transform) -> Tap:
