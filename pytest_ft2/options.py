@@ -215,7 +215,11 @@ _OPTIONS = (
         _whole(1),
     ),
     _Option(
-        "chunk", "K", "trials per item; default: 50, more for large campaigns", None, _whole(1)
+        "chunk",
+        "K",
+        "trials per item; default: 50, from 3200 trials on more, up to 500",
+        None,
+        _whole(1),
     ),
     _Option(
         "encoding",

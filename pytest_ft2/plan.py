@@ -12,7 +12,10 @@ __all__ = ["GatePlan", "Payload"]
 Payload = dict[str, Any]
 """What a report carries: plain values, by name."""
 
-_LEAST_CHUNK = 50
+# Large chunks fill a batch's rows; enough of them keep workers busy and let a gate stop early.
+_CHUNK_UNIT = 50
+_FULL_CHUNK = 500
+_ENOUGH_CHUNKS = 32
 _MOST_CHUNKS = 1000
 
 
@@ -71,8 +74,14 @@ class GatePlan:
 
     @staticmethod
     def default_chunk(planned: int) -> int:
-        """Return the trials per item that keep the number of items small."""
-        return max(_LEAST_CHUNK, -(-planned // _MOST_CHUNKS))
+        """Return the trials per item: the more are planned the more, 50 at least.
+
+        Up to 500 they leave no fewer than 32 items; beyond that they only keep the number of items
+        small.
+        """
+        units = planned // (_ENOUGH_CHUNKS * _CHUNK_UNIT)
+        growing = min(max(units * _CHUNK_UNIT, _CHUNK_UNIT), _FULL_CHUNK)
+        return max(growing, -(-planned // _MOST_CHUNKS))
 
     @property
     def gate_id(self) -> str:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pytest_ft2.options import SETTINGS
+from pytest_ft2.plan import GatePlan
 from tests.plugin.conftest import RIGHT, Project
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "tabulate", "tokenizers", "safetensors")
@@ -65,10 +66,10 @@ def test_many_planned_trials_are_few_items(project: Project) -> None:
     )
     result = project.run("--ft2-faults=100000", "--collect-only", "-q")
     ids = [line for line in result.outlines if "::" in line]
-    assert len(ids) == 1002
-    assert ids[:2] == ["test_it.py::test_answer", "test_it.py::test_answer[faults-0-99]"]
+    assert len(ids) == 202
+    assert ids[:2] == ["test_it.py::test_answer", "test_it.py::test_answer[faults-0-499]"]
     assert ids[-2:] == [
-        "test_it.py::test_answer[faults-99900-99999]",
+        "test_it.py::test_answer[faults-99500-99999]",
         "test_it.py::test_answer[gate]",
     ]
 
@@ -92,6 +93,14 @@ def test_chunks_cover_all_trials_once(
     result = project.run("--ft2-faults=120", "--collect-only", "-q", *arguments)
     ids = [line.partition("[")[2] for line in result.outlines if "[" in line]
     assert ids == [*(f"faults-{chunk}]" for chunk in chunks), "gate]"]
+
+
+def test_chunks_grow_with_the_plan_and_stay_enough_to_be_shared_out() -> None:
+    plans = {planned: GatePlan.default_chunk(planned) for planned in (*range(0, 20_000, 7), 10**6)}
+    chunks = list(plans.values())
+    assert chunks == sorted(chunks)
+    assert (plans[0], plans[7 * 2285], plans[7 * 2286], plans[10**6]) == (50, 450, 500, 1000)
+    assert all(planned / chunk >= 32 for planned, chunk in plans.items() if chunk > 50)
 
 
 @pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
