@@ -4,7 +4,9 @@ Run it from the project's root: ``python benchmarks/overhead.py [--device cuda] 
 variants of a model are module objects of their own over the same weights, each with its protection
 attached once, and their runs are interleaved in one process. Weights are random, since time does
 not depend on them. A variant's time is its median first token plus its median later token times
-their number, so that a busy machine's interruptions do not count.
+their number, so that a busy machine's interruptions do not count. Beside it stands what a later
+token takes of the processor, which neighbours on the machine change less: eager decoding on a GPU
+is bound by it.
 
 alone
     The model as it is.
@@ -108,6 +110,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 PROMPT = 100
+Moment = tuple[float, float]
 
 
 def _build(shape: dict[str, Any], device: str) -> Any:
@@ -187,23 +190,26 @@ VARIANTS: dict[str, Callable[[Any], None]] = {
 
 
 class _Stamps(StoppingCriteria):
-    """Notes when each token was there."""
+    """Notes when each token was there, and how long the processor had worked until then."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.moments: list[Moment] = []
+
+    def note(self) -> None:
+        self.moments.append((time.perf_counter(), time.thread_time()))
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        self.seconds.append(time.perf_counter())
+        self.note()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _generate(model: Any, prompt: Tensor, new_tokens: int, compiled: bool) -> list[float]:
-    """Return the seconds of the first token and of each later one."""
+def _generate(model: Any, prompt: Tensor, new_tokens: int, compiled: bool) -> list[Moment]:
+    """Return the seconds, passed and worked, of the first token and of each later one."""
     settings: dict[str, Any] = {"cache_implementation": "static"} if compiled else {}
     stamps = _Stamps()
     if prompt.is_cuda:
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    stamps.note()
     model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -214,17 +220,19 @@ def _generate(model: Any, prompt: Tensor, new_tokens: int, compiled: bool) -> li
         stopping_criteria=StoppingCriteriaList([stamps]),
         **settings,
     )
-    moments = [started, *stamps.seconds]
-    return [after - before for before, after in itertools.pairwise(moments)]
+    return [
+        (after[0] - before[0], after[1] - before[1])
+        for before, after in itertools.pairwise(stamps.moments)
+    ]
 
 
-def _measure(arguments: argparse.Namespace, title: str) -> dict[str, list[list[float]]]:
+def _measure(arguments: argparse.Namespace, title: str) -> dict[str, list[list[Moment]]]:
     model = _build(SHAPES[title], arguments.device)
     variants = {name: _twin(model) for name in arguments.variants}
     for name, twin in variants.items():
         VARIANTS[name](twin)
     prompt = torch.randint(5, 500, (arguments.batch, PROMPT), device=arguments.device)
-    seconds: dict[str, list[list[float]]] = {name: [] for name in variants}
+    seconds: dict[str, list[list[Moment]]] = {name: [] for name in variants}
     for repetition in range(arguments.warm_up + arguments.repetitions):
         for name, twin in variants.items():
             spent = _generate(twin, prompt, arguments.new_tokens, arguments.compiled)
@@ -233,11 +241,12 @@ def _measure(arguments: argparse.Namespace, title: str) -> dict[str, list[list[f
     return seconds
 
 
-def _summary(runs: list[list[float]]) -> tuple[float, float, float]:
-    """Medians in ms: the first token, a later one, and all of them."""
-    first = statistics.median(run[0] for run in runs)
-    step = statistics.median(step for run in runs for step in run[1:])
-    return 1e3 * first, 1e3 * step, 1e3 * (first + (len(runs[0]) - 1) * step)
+def _summary(runs: list[list[Moment]]) -> tuple[float, float, float, float]:
+    """Medians in ms: the first token, a later one, all of them, and a later one's work."""
+    first = statistics.median(run[0][0] for run in runs)
+    step = statistics.median(step for run in runs for step, _ in run[1:])
+    work = statistics.median(work for run in runs for _, work in run[1:])
+    return 1e3 * first, 1e3 * step, 1e3 * (first + (len(runs[0]) - 1) * step), 1e3 * work
 
 
 def main() -> None:
@@ -256,14 +265,18 @@ def main() -> None:
     print(native.load(), file=sys.stderr)
     results = {}
     rows = []
-    headers = ("shape", "variant", "first token, ms", "later token, ms", "all, ms", "over alone")
+    headers = (
+        *("shape", "variant", "first token, ms", "later token, ms", "all, ms", "over alone"),
+        *("work, ms", "over alone"),
+    )
     with torch.no_grad():
         for title in arguments.shapes:
             seconds = _measure(arguments, title)
-            alone = _summary(seconds["alone"])[2]
+            *_, all_alone, work_alone = _summary(seconds["alone"])
             for name, runs in seconds.items():
-                first, step, total = _summary(runs)
-                rows.append((title, name, first, step, total, f"{total / alone - 1:+.1%}"))
+                first, step, total, work = _summary(runs)
+                over, more = total / all_alone - 1, work / work_alone - 1
+                rows.append((title, name, first, step, total, f"{over:+.1%}", work, f"{more:+.1%}"))
             results[title] = seconds
             print(tabulate(rows[-len(seconds) :], headers, floatfmt=".2f"), flush=True)
             if arguments.device == "cuda":
