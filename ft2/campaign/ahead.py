@@ -13,11 +13,12 @@ from torch import nn
 
 from ft2.campaign.asked import Asked
 from ft2.campaign.batch_engine import BatchEngine, CannotBatchError
-from ft2.campaign.batch_size import fitting_rows
+from ft2.campaign.batch_size import fitting_rows, returned_bytes, room_for_returned
 from ft2.campaign.outcome import is_harness_error, is_sticky
 from ft2.campaign.prompt import Continuation, Prompt
 from ft2.campaign.randomness import preserved_randomness
 from ft2.campaign.replies import KnownCall, Replies
+from ft2.campaign.returned import GoldenReturned
 from ft2.faults import Fault
 
 __all__ = ["Ahead", "Batched", "GoldenCalls"]
@@ -40,20 +41,25 @@ class GoldenCalls:
         How many calls of the model began.
     outputs:
         What each call said, as :attr:`ft2.campaign.Golden.outputs` has it.
+    returned:
+        What calls returned beside the tokens, by the call's number.
     """
 
     asked: Mapping[int, Asked]
     calls: int
     outputs: Sequence[Sequence[Any]]
+    returned: Mapping[int, GoldenReturned] = field(default_factory=dict)
 
     @property
     def alone(self) -> str | None:
         """Why trials of it cannot be computed ahead, or None."""
         if not self.calls or sorted(self.asked) != list(range(self.calls)):
             return "it does not call the model by generate alone, or not greedily"
-        for asked in self.asked.values():
+        for number, asked in self.asked.items():
             if asked.alone is not None:
                 return asked.alone
+            if number not in self.returned and any(each.returns for each in asked.prompts):
+                return "it asks for more than token ids (return_dict_in_generate)"
             if not asked.is_current():
                 return "the model, or its weights, are others in each run"
         if len({id(asked.model()) for asked in self.asked.values()}) > 1:
@@ -95,6 +101,11 @@ class Batched:
     continuation: Continuation
     batch: int
     seconds: float
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no rounding shows in what the test is told: it is told token ids alone."""
+        return self.continuation.returned is None
 
     def replies(self) -> Replies:
         """Return the answers for one run of the trial."""
@@ -235,10 +246,15 @@ class Ahead:
         place = {prompt: engine for engine in engines for prompt in engine.prompts}
         known = {golden: _known_calls(goldens[golden], place) for golden in sets}
         asked: dict[int, list[tuple[int, int, Fault]]] = {}
+        kept = sum(_kept_bytes(model, goldens[golden], fault) for _, golden, fault in group)
+        too_much = kept > room_for_returned(model, self.sharers)
         for number, golden, fault in group:
             calls = known[golden]
             if isinstance(calls, str):
                 found[number] = calls
+                continue
+            if too_much and _kept_bytes(model, goldens[golden], fault):
+                found[number] = "what all its trials return does not fit into the memory"
                 continue
             prompt = calls[fault.call].asked.prompts[fault.row]
             if fault.step == 0:
@@ -304,6 +320,11 @@ class Ahead:
         return self._engines[prompts]
 
 
+def _kept_bytes(model: Any, golden: GoldenCalls, fault: Fault) -> int:
+    prompt = golden.asked[fault.call].prompts[fault.row]
+    return returned_bytes(model, prompt) if prompt.returns else 0
+
+
 def _known_calls(golden: GoldenCalls, place: Mapping[Prompt, _Engine]) -> list[KnownCall] | str:
     """Return what each call is told, or a sentence if batches tell it something else."""
     calls = []
@@ -315,5 +336,6 @@ def _known_calls(golden: GoldenCalls, place: Mapping[Prompt, _Engine]) -> list[K
         said = [row.said for row in rows]
         if asked.sequences(said).tolist() != [list(row) for row in golden.outputs[number]]:
             return "without any fault a batch says something else"
-        calls.append(KnownCall(asked, said, [row.corrected[-1] for row in rows]))
+        corrected = [row.corrected[-1] for row in rows]
+        calls.append(KnownCall(asked, said, corrected, golden.returned.get(number)))
     return calls

@@ -23,8 +23,10 @@ from transformers.generation import (
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
 )
+from transformers.utils import output_capturing
 
 from ft2.campaign.prompt import Prompt
+from ft2.campaign.returned import asked_for
 from ft2.forward.disguise import Disguise
 
 __all__ = ["Asked", "Watch"]
@@ -49,6 +51,8 @@ class Asked:
         What each row asks; empty if `alone` says why it cannot be told.
     alone:
         Why the rows cannot be computed with others, or None.
+    cache:
+        The empty cache that the call made for itself, where it returns it.
     """
 
     model: weakref.ref[nn.Module]
@@ -58,6 +62,7 @@ class Asked:
     alone: str | None
     _surroundings: tuple[Any, ...]
     _rows: tuple[Any, ...]
+    cache: Any = None
 
     def is_as(self, other: Asked) -> bool:
         """Whether another call asks exactly the same of the same weights."""
@@ -99,9 +104,16 @@ class Watch:
         A model that is listened to.
     answer:
         Given what is asked; returns what ``generate`` is to return, or None to have it decode.
+    hear:
+        Given what was asked, and what its decoding returned.
     """
 
-    def __init__(self, model: nn.Module, answer: Callable[[Asked], Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        answer: Callable[[Asked], Any] = lambda asked: None,
+        hear: Callable[[Asked, Any], object] = lambda asked, result: None,
+    ) -> None:
         self._model = model
         original: Any = type(model)
         if not hasattr(original, "_sample"):
@@ -111,8 +123,14 @@ class Watch:
         own_way = original._sample is not GenerationMixin._sample
 
         def _sample(module: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-            said = None if args or own_way else answer(_asked(module, input_ids, kwargs))
-            return original._sample(module, input_ids, *args, **kwargs) if said is None else said
+            if args or own_way:
+                return original._sample(module, input_ids, *args, **kwargs)
+            asked = _asked(module, input_ids, kwargs)
+            said = answer(asked)
+            if said is None:
+                said = original._sample(module, input_ids, **kwargs)
+                hear(asked, said)
+            return said
 
         self._disguise = Disguise(original, {"_sample": _sample})
         self._disguise.put_on(model)
@@ -136,6 +154,7 @@ def _asked(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Asked:
         alone=alone,
         _surroundings=(repr(config.to_dict()), _modes(model), _classes(model), _weights(model)),
         _rows=(_listed(mask), _listed(positions)),
+        cache=given["past_key_values"] if config.return_dict_in_generate and not alone else None,
     )
 
 
@@ -144,8 +163,13 @@ def _reasons(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Iter
     config = given["generation_config"]
     if config.do_sample:
         yield "it samples"
-    if config.return_dict_in_generate or config.output_attentions or config.output_hidden_states:
-        yield "it asks for more than token ids (return_dict_in_generate)"
+    if not isinstance(config.output_hidden_states, bool | None):
+        yield "it asks for some hidden states (output_hidden_states)"
+    if config.output_attentions:
+        yield "it asks for attention weights (output_attentions)"
+    if config.return_dict_in_generate and len(input_ids) > 1:
+        # What rows that have ended return while others go on hangs on these.
+        yield "it asks for more than the token ids of several prompts (return_dict_in_generate)"
     if given.get("streamer") is not None:
         yield "it streams"
     if not given.get("use_cache") or config.cache_implementation is not None:
@@ -173,6 +197,8 @@ def _reasons(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Iter
     real = torch.ones_like(input_ids) if mask is None else mask
     if real.shape != input_ids.shape or not bool((real.diff(dim=1) >= 0).all() & real[:, -1].all()):
         yield "its padding is not on the left"
+    elif config.return_dict_in_generate and not bool(real.all()):
+        yield "it asks for more than the token ids of a padded prompt (return_dict_in_generate)"
     elif positions is not None and not torch.equal(
         positions.expand(input_ids.shape)[real.bool()], (real.cumsum(1) - 1)[real.bool()]
     ):
@@ -185,6 +211,7 @@ _KNOWN = _OF_THE_CALL | {
     "stopping_criteria",
     "synced_gpus",
     "streamer",
+    "output_hidden_states",
 }
 
 
@@ -200,12 +227,17 @@ def _reasons_in_model(model: nn.Module) -> Iterator[str]:
         own = each.__dict__
         if each.training:
             yield "the model is in training mode"
-        if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        if own["_forward_pre_hooks"] or not all(map(_only_listens, own["_forward_hooks"].values())):
             yield f"a hook is registered on {name or 'the model'}"
         if "forward" in own or own.get("_compiled_call_impl"):
             yield f"the forward of {name or 'the model'} is exchanged"
     if any(each.device != device for each in model.parameters()):
         yield "the model is on several devices"
+
+
+def _only_listens(hook: Any) -> bool:
+    """Whether a hook is one that transformers leaves on a model once it has shown its states."""
+    return getattr(hook, "__module__", None) == output_capturing.__name__
 
 
 def _prompts(input_ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> Iterator[Prompt]:
@@ -223,9 +255,10 @@ def _prompts(input_ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> I
         else:
             least = max(least, processor.min_new_tokens)
     real = [None] * len(input_ids) if mask is None else mask.tolist()
+    returns = asked_for(given["generation_config"])
     for tokens, seen in zip(input_ids.tolist(), real, strict=True):
         kept = tokens if seen is None else tokens[seen.index(1) :]
-        yield Prompt(tuple(kept), int(most or 0), least, ends)
+        yield Prompt(tuple(kept), int(most or 0), least, ends, returns)
 
 
 def _modes(model: nn.Module) -> tuple[Any, ...]:

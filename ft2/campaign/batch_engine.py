@@ -18,10 +18,19 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ft2.campaign.prompt import Continuation, GoldenRow, Prompt
-from ft2.campaign.row_batch import Joining, Row, RowBatch, Spent, likeliest
+from ft2.campaign.returned import Returned
+from ft2.campaign.row_batch import (
+    Joining,
+    Row,
+    RowBatch,
+    Spent,
+    likeliest,
+    wants_hidden_states,
+)
 from ft2.campaign.row_cache import Prefixes, RowCache
 from ft2.faults import Fault, Injection, inject
 from ft2.forward import Clock, Listener
@@ -50,6 +59,8 @@ class _FirstTokens:
         Tokens of each prompt.
     said, counts:
         Each row's token, and how many of its values were corrected.
+    last, hidden_states:
+        The logits that the tokens were taken from, and, if they are asked for, each layer's states.
     requests:
         What the policy knows of the rows.
     """
@@ -59,6 +70,8 @@ class _FirstTokens:
     said: list[int]
     counts: list[int]
     prefixes: Prefixes
+    last: Tensor
+    hidden_states: Sequence[Tensor]
     requests: object
     injections: list[Injection]
 
@@ -200,7 +213,7 @@ class BatchEngine(Listener):
 
         def end(row: Row, corrected: int) -> None:
             assert row.injection is not None
-            found[row.number] = Continuation(row.said, row.injection, corrected)
+            found[row.number] = Continuation(row.said, row.injection, corrected, row.returned)
             done()
 
         by_prompt: dict[int, list[int]] = {}
@@ -272,6 +285,7 @@ class BatchEngine(Listener):
         request = self._request_of_first + prompt
         owed = golden.corrected[step - 1] - self._counts[request]
         row = Row(number, golden.prompt, golden.said[:step], fault=fault, owed=owed)
+        row.returned = _returned(golden.prompt, step)
         start = self._widest - len(golden.prompt.tokens)
         return Joining(place, row, start, self._widest + step - 1, request)
 
@@ -292,7 +306,12 @@ class BatchEngine(Listener):
             for at, number in enumerate(each.numbers):
                 prompt = self._prompts[trials[number][0]]
                 row = Row(number, prompt, [each.said[at]], injection=each.injections[at])
+                row.returned = _returned(prompt, 0)
+                if row.returned is not None:
+                    row.returned.add(at, prompt, each.last, each.hidden_states)
                 if row.is_over:
+                    if row.returned is not None:
+                        row.returned.cache = each.prefixes.copies(at)
                     end(row, each.counts[at])
                     continue
                 begin = self._widest - each.width
@@ -342,13 +361,16 @@ class BatchEngine(Listener):
         with self._clock.calling("generate") as call, ExitStack() as attached:
             call.tokens_are_counted = True
             injections = attached.enter_context(inject(self._model, struck)) if struck else []
-            logits = self._model(
+            output = self._model(
                 input_ids=ids,
                 position_ids=torch.arange(ids.shape[1], device=self._device).expand(ids.shape),
                 past_key_values=cache,
                 use_cache=True,
                 **self._only_last_logits,
-            ).logits
+                **(wants_hidden_states(prompts) if struck else {}),
+            )
+        logits = output.logits
+        last = logits[:, -1].clone()
         layers: list[Any] = list(cache.layers)
         if any(each.keys is None for each in layers):
             raise CannotBatchError("the model leaves its cache empty")
@@ -357,6 +379,8 @@ class BatchEngine(Listener):
             width=ids.shape[1],
             said=likeliest(logits, [(row, prompt, 0) for row, prompt in enumerate(prompts)]),
             counts=self._policy.corrected(call) or [0] * len(prompts),
+            last=last,
+            hidden_states=output.hidden_states or (),
             prefixes=Prefixes([each.keys for each in layers], [each.values for each in layers], 1),
             requests=self._policy.requests_of(call),
             injections=injections,
@@ -402,6 +426,10 @@ class BatchEngine(Listener):
     @cached_property
     def _only_last_logits(self) -> dict[str, Any]:
         return {"logits_to_keep": 1} if self._model._supports_logits_to_keep() else {}
+
+
+def _returned(prompt: Prompt, step: int) -> Returned | None:
+    return Returned(step) if prompt.returns else None
 
 
 def _check_model(model: Any, tokens: int) -> None:

@@ -10,12 +10,13 @@ import torch
 
 from ft2.campaign.prompt import Prompt
 
-__all__ = ["fitting_rows"]
+__all__ = ["fitting_rows", "returned_bytes", "room_for_returned"]
 
 # More rows make a CPU's forward longer and no cheaper; an accelerator needs them to be busy.
 _MOST = {"cpu": 256, "cuda": 512}
 _LEAST = 8
 _SHARE = 0.5
+_SHARE_RETURNED = 0.2
 
 
 def fitting_rows(model: Any, prompts: Sequence[Prompt], sharers: int = 1) -> int:
@@ -30,9 +31,7 @@ def fitting_rows(model: Any, prompts: Sequence[Prompt], sharers: int = 1) -> int
     """
     weight = model.get_input_embeddings().weight
     config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token = 2 * config.num_hidden_layers * heads * size * weight.element_size()
+    token = _token_bytes(model)
     own = max(prompt.most for prompt in prompts)
     widest = max(len(prompt.tokens) for prompt in prompts) + own
     kept = len(prompts) * (widest + own) * token
@@ -47,6 +46,30 @@ def fitting_rows(model: Any, prompts: Sequence[Prompt], sharers: int = 1) -> int
     while 2 * rows <= most and 2 * rows * row <= room:
         rows *= 2
     return rows
+
+
+def returned_bytes(model: Any, prompt: Prompt) -> int:
+    """Return how much memory one trial needs for what it returns beside its tokens, at most."""
+    config = model.config.get_text_config(decoder=True)
+    states = (config.num_hidden_layers + 1) * config.hidden_size
+    states *= model.get_input_embeddings().weight.element_size()
+    tokens = len(prompt.tokens) + prompt.most
+    return tokens * (_token_bytes(model) + states) + prompt.most * 4 * config.vocab_size
+
+
+def room_for_returned(model: Any, sharers: int) -> int:
+    """Return how many bytes all that trials return may have; the batch itself needs the most."""
+    device = model.get_input_embeddings().weight.device
+    return int(_SHARE_RETURNED * _free(device) / sharers)
+
+
+def _token_bytes(model: Any) -> int:
+    """Return the size of one token's keys and values."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    element = model.get_input_embeddings().weight.element_size()
+    return int(2 * config.num_hidden_layers * heads * size * element)
 
 
 def _free(device: torch.device) -> int:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ft2.faults import Injection
+
+if TYPE_CHECKING:
+    from ft2.campaign.returned import Returned
 
 __all__ = ["Continuation", "GoldenRow", "Prompt"]
 
@@ -22,12 +26,15 @@ class Prompt:
         How many new tokens it gives at most, and how many before it may end.
     ends:
         The token ids that end it.
+    returns:
+        The fields that are returned beside the tokens.
     """
 
     tokens: tuple[int, ...]
     most: int
     least: int = 0
     ends: tuple[int, ...] = ()
+    returns: frozenset[str] = frozenset()
 
     def is_over(self, said: Sequence[int]) -> bool:
         """Whether an answer is complete."""
@@ -63,8 +70,11 @@ class Continuation:
         What became of the fault.
     corrected:
         Values that the policy corrected in this run, those before the fault included.
+    returned:
+        What it returns beside the tokens; None if that is nothing.
     """
 
     said: list[int]
     injection: Injection
     corrected: int
+    returned: Returned | None = None

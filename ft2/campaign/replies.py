@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from ft2.campaign.asked import Asked
 from ft2.campaign.prompt import Continuation
+from ft2.campaign.returned import GoldenReturned, whole
 from ft2.faults import Injection
 
 __all__ = ["KnownCall", "Replies"]
@@ -24,11 +24,14 @@ class KnownCall:
         The new tokens of each row.
     corrected:
         How many values of each row the protection corrected.
+    returned:
+        What it returns beside the tokens; None if that is nothing.
     """
 
     asked: Asked
     said: list[list[int]]
     corrected: list[int]
+    returned: GoldenReturned | None = None
 
 
 class Replies:
@@ -75,7 +78,7 @@ class Replies:
         if kind != "generate" and not self.delivered:
             self.went_elsewhere = True
 
-    def answer(self, asked: Asked) -> Tensor | None:
+    def answer(self, asked: Asked) -> Any:
         """Return what the running call is told, or None if that is not known."""
         number = self._running
         known = self._calls[number] if number < len(self._calls) else None
@@ -83,9 +86,14 @@ class Replies:
             self.went_elsewhere |= not self.delivered
             return None
         said, corrected = list(known.said), list(known.corrected)
+        trial = None
         if number == self._call:
             said[self._row] = self._continuation.said
             corrected[self._row] = self._continuation.corrected
             self.delivered = True
+            trial = self._continuation.returned
         self.corrected += sum(corrected)
-        return asked.sequences(said)
+        sequences = asked.sequences(said)
+        if known.returned is None:
+            return sequences
+        return whole(known.returned, sequences, asked.cache, asked.prompts[0], trial)

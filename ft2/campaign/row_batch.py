@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ft2.campaign.prompt import Prompt
+from ft2.campaign.returned import Returned
 from ft2.campaign.row_cache import Attending, RowCache
 from ft2.faults import Fault, Injection, inject
 from ft2.forward import Call
 from ft2.protection import Policy
 
-__all__ = ["Joining", "Row", "RowBatch", "Spent", "likeliest"]
+__all__ = ["Joining", "Row", "RowBatch", "Spent", "likeliest", "wants_hidden_states"]
 
 
 @dataclass
@@ -62,6 +63,8 @@ class Row:
         What is to strike in its next forward.
     owed:
         Added to what the batch counts as corrected in this row, to have all of the run's.
+    returned:
+        What it is to return beside its tokens; None if that is nothing.
     """
 
     number: int
@@ -71,6 +74,7 @@ class Row:
     fault: Fault | None = None
     injection: Injection | None = None
     owed: int = 0
+    returned: Returned | None = None
 
     @property
     def is_over(self) -> bool:
@@ -165,7 +169,14 @@ class RowBatch:
         tokens, positions, lengths = torch.tensor(fed).T.to(self.cache.device)
         self.cache.begin(lengths, self.cache.columns if self._fixed else width)
         struck = [(place, row) for place, row in used if row.fault is not None]
-        logits = self._forward(struck, input_ids=tokens[:, None], position_ids=positions[:, None])
+        inputs = {"input_ids": tokens[:, None], "position_ids": positions[:, None]}
+        returning = [(place, row) for place, row in used if row.returned is not None]
+        shows = wants_hidden_states(row.prompt for _, row in returning)
+        output = self._forward(struck, **inputs, **shows)
+        logits: Tensor = output.logits
+        for place, row in returning:
+            assert row.returned is not None
+            row.returned.add(place, row.prompt, logits[:, -1], output.hidden_states or ())
         said = likeliest(logits, [(place, row.prompt, len(row.said)) for place, row in used])
         ended = []
         for place, row in used:
@@ -186,10 +197,13 @@ class RowBatch:
             row = self.places[place]
             assert row is not None
             self.places[place] = None
+            if row.returned is not None:
+                layers = range(len(self.cache.keys))
+                row.returned.cache = [self.cache.alone(layer, place) for layer in layers]
             left.append((row, (counts[place] if counts else 0) + row.owed))
         return left
 
-    def _forward(self, struck: Sequence[tuple[int, Row]], **inputs: Any) -> Tensor:
+    def _forward(self, struck: Sequence[tuple[int, Row]], **inputs: Any) -> Any:
         step = self.call.tokens_generated
         faults = [
             replace(row.fault, call=0, step=step, row=place, position=0)
@@ -199,10 +213,17 @@ class RowBatch:
         with ExitStack() as attached:
             injections = attached.enter_context(inject(self.model, faults)) if faults else []
             arguments = attached.enter_context(self._attending.on())
-            logits: Tensor = self.model(**inputs, **arguments, use_cache=True).logits
+            output = self.model(**inputs, **arguments, use_cache=True)
         for (_, row), injection in zip(struck, injections, strict=True):
             row.fault, row.injection = None, injection
-        return logits
+        return output
+
+
+def wants_hidden_states(prompts: Iterable[Prompt]) -> dict[str, Any]:
+    """Return what a forward is told so that it shows all that these prompts return."""
+    if any("hidden_states" in prompt.returns for prompt in prompts):
+        return {"output_hidden_states": True}
+    return {}
 
 
 def likeliest(logits: Tensor, rows: Sequence[tuple[int, Prompt, int]]) -> list[int]:

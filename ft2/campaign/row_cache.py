@@ -62,6 +62,12 @@ class Prefixes:
         keys, values = ([each[prefixes] for each in side] for side in (self.keys, self.values))
         return Prefixes(keys, values, rows_each)
 
+    def copies(self, prefix: int) -> list[tuple[Tensor, Tensor]]:
+        """Return copies of one prefix: each layer's keys and values, (1, heads, columns, size)."""
+        one = slice(prefix, prefix + 1)
+        both = zip(self.keys, self.values, strict=True)
+        return [(keys[one].clone(), values[one].clone()) for keys, values in both]
+
     def put(self, places: Tensor, other: Prefixes, theirs: Tensor, column: int) -> None:
         """Copy prefixes of `other` to `places`, both int64 (copied,), from `column` on."""
         for here, there in self._layers(other):

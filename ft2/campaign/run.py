@@ -17,6 +17,7 @@ from ft2.campaign.asked import Asked, Watch
 from ft2.campaign.golden import Golden, Recorder
 from ft2.campaign.noise import talk_noise
 from ft2.campaign.replies import Replies
+from ft2.campaign.returned import GoldenReturned
 from ft2.faults import Fault, Injection, inject
 from ft2.forward import Call, Clock, Listener
 from ft2.layers import unwrap
@@ -68,6 +69,8 @@ class Run(Listener):
     ----------
     asked:
         Of a recorded run, what each call of ``generate`` asked, by the call's number.
+    returned:
+        Of a recorded run, what calls returned beside the tokens, by the call's number.
     calls:
         How many calls of the model began.
     error:
@@ -81,6 +84,7 @@ class Run(Listener):
     def __init__(self, spec: RunSpec, replies: Replies | None = None) -> None:
         self.spec = spec
         self.asked: dict[int, Asked] = {}
+        self.returned: dict[int, GoldenReturned] = {}
         self._replies = replies
         self.calls = 0
         self.model: nn.Module | None = None
@@ -143,7 +147,7 @@ class Run(Listener):
             if self._replies is not None:
                 attached.callback(Watch(model, self._replies.answer).stop)
             elif self.spec.record:
-                attached.callback(Watch(model, self._note).stop)
+                attached.callback(Watch(model, self._note, self._keep).stop)
             if self.spec.fault is not None and self._replies is None:
                 self.injection = attached.enter_context(inject(model, self.spec.fault))
             self._attached = attached.pop_all()
@@ -160,6 +164,10 @@ class Run(Listener):
 
     def _note(self, asked: Asked) -> None:
         self.asked[self.calls - 1] = asked
+
+    def _keep(self, asked: Asked, result: Any) -> None:
+        if any(prompt.returns for prompt in asked.prompts):
+            self.returned[self.calls - 1] = GoldenReturned.of(result)
 
     def call_failed(self, error: Exception) -> None:
         # One that passes through several calls, a forward and its generate, is one error.

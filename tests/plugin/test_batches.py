@@ -40,6 +40,35 @@ def test_answer(model):
     assert KNOWN[-1] == KNOWN[0]
 """
 
+# A tolerance, and none, which a batch meets up to the fault.
+SCORES = """
+import pytest
+import torch
+from conftest import PROMPT
+
+KNOWN = []
+
+def scores(model):
+    said = model.generate(
+        PROMPT,
+        attention_mask=torch.ones_like(PROMPT),
+        max_new_tokens=6,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    KNOWN.append(torch.stack(said.scores))
+    return KNOWN[-1]
+
+@pytest.mark.sdc_budget(100)
+def test_answer(model):
+    assert torch.allclose(scores(model), KNOWN[0], atol=0.01)
+
+@pytest.mark.sdc_budget(100)
+def test_digits(model):
+    assert torch.equal(scores(model)[0], KNOWN[0][0])
+"""
+
 ALONE = {
     "samples": ("generate(model, do_sample=True)", "it samples"),
     "beams": ("generate(model, num_beams=2)", "it does not call the model by generate alone"),
@@ -48,7 +77,7 @@ ALONE = {
     "processor": ("generate(model, repetition_penalty=1.5)", "RepetitionPenaltyLogitsProcessor"),
     "time": ("generate(model, max_time=100.0)", "it stops by MaxTimeCriteria"),
     "fields": (
-        "model.generate(PROMPT, return_dict_in_generate=True).sequences[0].tolist()",
+        "model.generate(PROMPT.repeat(2, 1), return_dict_in_generate=True).sequences.tolist()",
         "return_dict_in_generate",
     ),
     "autocast": ("with_autocast(model)", "it runs under autocast"),
@@ -107,6 +136,23 @@ def test_batched_trials_end_as_they_do_alone(project: Project, body: str, protec
     )
     trials = project.json()["campaigns"][0]["trials"]
     assert {trial["batch"] for trial in trials} == {64}
+
+
+def test_a_test_that_looks_at_scores_decides_in_a_batch_as_it_does_alone(
+    project: Project,
+) -> None:
+    found = []
+    for batch in ("1", "64"):
+        result = run(project, SCORES, "-o", f"ft2_batch={batch}", "--ft2-protection=none")
+        campaigns = project.json()["campaigns"]
+        found.append([[trial["outcome"] for trial in each["trials"]] for each in campaigns])
+        assert [each["verdict"] for each in campaigns] == ["pass", "pass"]
+    assert found[0] == found[1]
+    assert [set(each) for each in found[0]] == [{"masked", "sdc"}] * 2
+    near, exact = ([trial["batch"] for trial in each["trials"]] for each in campaigns)
+    assert near.count(64) == found[0][0].count("masked")
+    assert exact.count(64) == found[0][1].count("masked")
+    result.stdout.fnmatch_lines(["*ran one at a time: it failed, and was told numbers that a *"])
 
 
 def without_rounding(project: Project) -> list[tuple[object, ...]]:
