@@ -22,7 +22,7 @@ from ft2.campaign import (
 )
 from ft2.faults import Draw, Fault, fault_model
 from pytest_ft2.batching import is_watched
-from pytest_ft2.crashes import crashed_trials
+from pytest_ft2.crashes import crashed_trials, leave_to_another_process
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
 from pytest_ft2.items import ChunkItem, tear_down
 from pytest_ft2.judgement import Proof, first_line, judge, machine_error, read_proof, sticky_error
@@ -253,11 +253,7 @@ class _ChunkRun:
         batch, seconds = 1, ended.seconds
         if isinstance(computed, Batched):
             batch, seconds = computed.batch, seconds + computed.seconds
-        if ended.lost is not None:
-            self.chunk.config.stash[_LOST_DEVICE] = (
-                f"trial {trial} of {self.plan.key}",
-                str(ended.lost),
-            )
+        self._part_with_lost_device(trial, ended)
         assert golden.golden is not None
         proof = ended.proof
         record: Payload = {
@@ -287,6 +283,7 @@ class _ChunkRun:
     def _watch(self, trial: int, number: int, fault: Fault, batched: _Ended) -> bool:
         """Run a batched trial again, alone; return whether it ends alike."""
         alone = self._end(number, fault)
+        self._part_with_lost_device(trial, alone)
         same = alone.outcome is batched.outcome
         calls = self.goldens.of_set(number).calls
         if not same and calls is not None and not calls.is_half:
@@ -306,6 +303,16 @@ class _ChunkRun:
         outcome, error = judge(result, run, proof, golden.model_errors)
         lost = sticky_error(result, run) or proof.lost
         return _Ended(outcome, error, proof, lost, result.seconds)
+
+    def _part_with_lost_device(self, trial: int, ended: _Ended) -> None:
+        """Where a trial made the device unusable, leave the others to a process that can run them.
+
+        If there is none, note that nothing more can be run.
+        """
+        if ended.lost is not None:
+            leave_to_another_process(self.chunk.config)
+            where = f"trial {trial} of {self.plan.key}"
+            self.chunk.config.stash[_LOST_DEVICE] = (where, str(ended.lost))
 
     def forget(self) -> None:
         """Give up the model and the golden runs' keys and values."""

@@ -7,15 +7,29 @@ it, on another machine, say, runs the trial again, and dies again.
 
 from __future__ import annotations
 
+import os
 from hashlib import blake2b
 from pathlib import Path
 
 import pytest
 
-__all__ = ["CRASHES", "crashed_trials", "note_crash"]
+__all__ = ["CRASHES", "RESTARTS", "crashed_trials", "leave_to_another_process", "note_crash"]
 
 CRASHES = "ft2_crashes"
 """Under this name a worker's input holds the folder."""
+
+RESTARTS = "ft2_restarts"
+"""Under this name it holds whether the controller replaces a worker that dies."""
+
+
+def leave_to_another_process(config: pytest.Config) -> None:
+    """End this process in the running trial, if another will run the trials behind it.
+
+    A device that a trial has made unusable is usable again for a new process. The trial counts as
+    one that ended its process: a DUE.
+    """
+    if getattr(config, "workerinput", {}).get(RESTARTS, False):
+        os._exit(os.EX_SOFTWARE)
 
 
 def note_crash(folder: Path, chunk_id: str, trial: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 
 from ft2.campaign import Ahead, Golden, GoldenCalls, Replies, Run, RunSpec, seed_everything
 from ft2.layers import unwrap
@@ -14,6 +15,7 @@ from pytest_ft2.attempt import Attempt, attempt, cached_model
 from pytest_ft2.environment import environment
 from pytest_ft2.items import Campaign
 from pytest_ft2.plan import GatePlan, Payload
+from pytest_ft2.shares import crowding
 from pytest_ft2.timeouts import golden_timeout
 
 __all__ = ["CampaignState", "GoldenSet", "golden_payload", "state_of"]
@@ -211,6 +213,9 @@ class GoldenRunner:
         golden = run.golden
         if run.attach_error is not None:
             return f"No fault can reach the model of {name}: {run.attach_error}."
+        crowded = crowding(self._neighbour.config)
+        if crowded is not None and torch.cuda.is_initialized():
+            return f"The golden run {name} uses a GPU, and {crowded}."
         if result.timed_out:
             return (
                 f"The golden run {name} takes longer than its timeout, without any fault "

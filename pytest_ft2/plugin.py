@@ -82,7 +82,7 @@ def _activate(config: pytest.Config, settings: Settings) -> None:
     if plugins.hasplugin("xdist"):
         from pytest_ft2.workers import WorkerHooks
 
-        plugins.register(WorkerHooks(owner), "ft2-workers")
+        plugins.register(WorkerHooks(owner, settings), "ft2-workers")
 
 
 def _narrow_collection(config: pytest.Config, test: str) -> None:

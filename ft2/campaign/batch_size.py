@@ -40,7 +40,7 @@ def fitting_rows(model: Any, prompts: Sequence[Prompt], sharers: int = 1) -> int
     passing += 8 * config.num_attention_heads * (widest + own)
     # One row in eight reads a prompt of its own.
     row = own * token + widest * token // 8 + passing
-    room = int(_SHARE * _free(weight.device) / sharers) - kept
+    room = int(_SHARE * _free(weight.device) / _sharers(weight.device, sharers)) - kept
     most = _MOST.get(weight.device.type, 256)
     rows = _LEAST
     while 2 * rows <= most and 2 * rows * row <= room:
@@ -60,7 +60,7 @@ def returned_bytes(model: Any, prompt: Prompt) -> int:
 def room_for_returned(model: Any, sharers: int) -> int:
     """Return how many bytes all that trials return may have; the batch itself needs the most."""
     device = model.get_input_embeddings().weight.device
-    return int(_SHARE_RETURNED * _free(device) / sharers)
+    return int(_SHARE_RETURNED * _free(device) / _sharers(device, sharers))
 
 
 def _token_bytes(model: Any) -> int:
@@ -70,6 +70,11 @@ def _token_bytes(model: Any) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     element = model.get_input_embeddings().weight.element_size()
     return int(2 * config.num_hidden_layers * heads * size * element)
+
+
+def _sharers(device: torch.device, processes: int) -> int:
+    # Each process has a GPU of its own.
+    return 1 if device.type == "cuda" else processes
 
 
 def _free(device: torch.device) -> int:

@@ -21,15 +21,24 @@ def write_crash(project: Project, event: str, budget: str) -> None:
 CRASHING = ("--ft2-faults=8", "--ft2-chunk=8", "--ft2-json=out.json")
 
 
-@pytest.mark.parametrize("scheduling", ["load", "worksteal"])
+LOST_DEVICE = (
+    'raise __import__("torch").AcceleratorError("CUDA error: device-side assert triggered")'
+)
+"""What torch raises where a kernel's assertion failed: no work on the device succeeds any more."""
+
+
+@pytest.mark.parametrize(
+    ("scheduling", "event"),
+    [("load", "os._exit(0)"), ("worksteal", "os._exit(0)"), ("load", LOST_DEVICE)],
+)
 def test_a_trial_that_ends_its_worker_is_a_due_and_the_others_run_elsewhere(
-    project: Project, scheduling: str
+    project: Project, scheduling: str, event: str
 ) -> None:
     write_crash(project, "pass", "(100)")
     project.run(*CRASHING)
     expected = [trial["outcome"] for trial in project.json()["campaigns"][0]["trials"]]
     # Of wrong answers only those whose first token is right are the event.
-    write_crash(project, "os._exit(0)", "(100, due_budget=100)")
+    write_crash(project, event, "(100, due_budget=100)")
     result = project.run_apart("-n2", f"--dist={scheduling}", *CRASHING)
     campaign = project.json()["campaigns"][0]
     outcomes = [trial["outcome"] for trial in campaign["trials"]]
@@ -42,6 +51,20 @@ def test_a_trial_that_ends_its_worker_is_a_due_and_the_others_run_elsewhere(
         outcomes.count(name) for name in ("masked", "sdc", "due")
     ]
     assert shown["passed"] == 3
+
+
+@pytest.mark.parametrize("arguments", [("--dist=loadscope",), ("--max-worker-restart=0",)])
+def test_trials_behind_a_lost_device_that_no_other_process_runs_are_lost_and_no_dues(
+    project: Project, arguments: tuple[str, ...]
+) -> None:
+    write_crash(project, LOST_DEVICE, "(100, due_budget=100)")
+    result = project.run_apart("-n1", *arguments, *CRASHING)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "incomplete"
+    assert "The device cannot be trusted since trial " in campaign["reason"]
+    assert campaign["due"] == 1
+    assert campaign["masked"] + campaign["sdc"] + campaign["due"] < 8
 
 
 def test_trials_that_end_their_workers_are_held_against_their_budget(project: Project) -> None:
