@@ -6,15 +6,17 @@ from ft2.verdict.estimate import Estimate, UniformSample
 from ft2.verdict.evidence import always_valid_interval, log_evidence_above, log_evidence_below
 from ft2.verdict.gate import Budget, Counts, Verdict, decide, is_lost_already
 from ft2.verdict.interval import interval, lower_bound, upper_bound
-from ft2.verdict.paired import Pairs, ReductionVerdict, decide_reduction
+from ft2.verdict.paired import Pairs, ReductionVerdict, compare, decide_reduction
 from ft2.verdict.planning import least_trials, never_passes
 from ft2.verdict.prompts import interval_for_new_prompts
 from ft2.verdict.repetition import chance_of_another_verdict, chance_of_passing
 from ft2.verdict.stopping import CurtailedRule, SequentialRule, StoppingRule, stopping_rule
 from ft2.verdict.strata import Allocation, TwoStageSample, allocate, pilot_size
+from ft2.verdict.stratified import LEAST_STRATIFIED, Stratum, decide_stratified
 from ft2.verdict.weighted import weighted_interval, weighted_rate
 
 __all__ = [
+    "LEAST_STRATIFIED",
     "Allocation",
     "Budget",
     "Counts",
@@ -24,6 +26,7 @@ __all__ = [
     "ReductionVerdict",
     "SequentialRule",
     "StoppingRule",
+    "Stratum",
     "TwoStageSample",
     "UniformSample",
     "Verdict",
@@ -31,9 +34,11 @@ __all__ = [
     "always_valid_interval",
     "chance_of_another_verdict",
     "chance_of_passing",
+    "compare",
     "decide",
     "decide_early",
     "decide_reduction",
+    "decide_stratified",
     "interval",
     "interval_for_new_prompts",
     "is_lost_already",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from ft2.verdict.evidence import always_valid_interval
+from ft2.verdict.deciding import trials_that_decide
+from ft2.verdict.evidence import always_valid_interval, log_evidence_above, log_evidence_below
 from ft2.verdict.gate import Budget, Counts, Verdict, exceeds, unusable
 from ft2.verdict.stopping import stopping_rule
 
@@ -72,6 +74,24 @@ def _why(counts: Counts, budget: Budget, decision: str | None, around: tuple[flo
     if decision is None:
         return (
             f"{sure} the budget of {budget.sdc:g} % is neither kept nor exceeded: the rate is "
-            f"between {around[0]:.3g} and {around[1]:.3g} %, and more faults would decide."
+            f"between {around[0]:.3g} and {around[1]:.3g} %, and {_advice(counts, budget)}."
         )
     return f"{sure} the rate is {side} the budget of {budget.sdc:g} %."
+
+
+def _advice(counts: Counts, budget: Budget) -> str:
+    """Say how many faults in all would be evidence enough, their SDCs as frequent as those seen."""
+    assert budget.confidence is not None
+    proof, allowed = -math.log1p(-budget.confidence), budget.sdc / 100
+
+    def decides(trials: int) -> bool:
+        events = round(counts.sdc * trials / counts.seen)
+        return bool(
+            log_evidence_below(events, trials, allowed) >= proof
+            or log_evidence_above(events, trials, allowed) >= proof
+        )
+
+    needed = trials_that_decide(decides, counts.seen)
+    if needed is None:
+        return "no number of faults decides while the rate equals the budget"
+    return f"a plan of about {needed} faults would decide if it stays as it was seen"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ft2.verdict.deciding import trials_that_decide
 from ft2.verdict.estimate import Estimate, UniformSample
 from ft2.verdict.interval import lower_bound, upper_bound
 
@@ -76,6 +77,7 @@ def decide(
     budget: Budget,
     problems: Sequence[str] = (),
     estimate: Estimate | None = None,
+    dues: Estimate | None = None,
 ) -> Verdict:
     """Decide a gate whose number of trials was fixed before the first.
 
@@ -88,8 +90,8 @@ def decide(
         What the gate allows.
     problems:
         Sentences on what makes the campaign's numbers worthless; any makes it incomplete.
-    estimate:
-        What the trials say of the rate; None where they were drawn uniformly.
+    estimate, dues:
+        What the trials say of the rates of SDCs and of DUEs; None where they were drawn uniformly.
 
     Returns
     -------
@@ -103,18 +105,20 @@ def decide(
     rate, around = estimate.rate, estimate.interval()
     if problems or counts.seen < counts.planned:
         return Verdict("incomplete", unusable(counts, problems), rate, around)
-    due_rate = 100 * counts.due / counts.planned
-    if exceeds(counts.due, counts.planned, budget.due):
+    due_rate = (dues or UniformSample(counts.due, counts.planned)).rate
+    if due_rate > budget.due:
         reason = (
             f"{counts.due} of {counts.planned} trials ended in a detected error, "
-            f"{due_rate:.3g} %, over the due_budget of {budget.due:g} %: find out what raises, or "
-            "raise due_budget."
+            f"{_shown_rate(due_rate, uniform)}, over the due_budget of {budget.due:g} %: find out "
+            "what raises, or raise due_budget."
         )
         return Verdict("fail", reason, rate, around)
     if budget.confidence is None:
         name, reason = _compare(counts, budget, estimate, uniform)
     else:
-        name, reason = _compare_with_confidence(counts, budget, budget.confidence, estimate)
+        name, reason = _compare_with_confidence(
+            counts, budget, budget.confidence, estimate, uniform
+        )
     return Verdict(name, reason, rate, around)
 
 
@@ -144,7 +148,7 @@ def exceeds(events: int, trials: int, allowed: float) -> bool:
 def _compare(counts: Counts, budget: Budget, estimate: Estimate, uniform: bool) -> tuple[Name, str]:
     rate = estimate.rate
     found = f"{counts.sdc} of {counts.planned} faults changed a right answer into a wrong one, "
-    found += f"{rate:.3g} %" if uniform else f"{rate:.3g} % of the space they were drawn from"
+    found += _shown_rate(rate, uniform)
     if rate > budget.sdc:
         return "fail", f"{found}, over the budget of {budget.sdc:g} %."
     reason = f"{found}, within the budget of {budget.sdc:g} %."
@@ -158,7 +162,7 @@ def _compare(counts: Counts, budget: Budget, estimate: Estimate, uniform: bool) 
 
 
 def _compare_with_confidence(
-    counts: Counts, budget: Budget, confidence: float, estimate: Estimate
+    counts: Counts, budget: Budget, confidence: float, estimate: Estimate, uniform: bool
 ) -> tuple[Name, str]:
     sure = f"With {100 * confidence:g} % confidence the rate is"
     above, below = estimate.upper_bound(confidence), estimate.lower_bound(confidence)
@@ -166,11 +170,22 @@ def _compare_with_confidence(
         return "pass", f"{sure} at most {above:.3g} %, within the budget of {budget.sdc:g} %."
     if below > budget.sdc:
         return "fail", f"{sure} at least {below:.3g} %, over the budget of {budget.sdc:g} %."
-    needed = _faults_that_decide(estimate.rate, counts.planned, budget.sdc, confidence)
+
+    share = counts.sdc if uniform else estimate.rate * counts.planned / 100
+
+    def decides(trials: int) -> bool:
+        events = round(share * trials / counts.planned)
+        return (
+            upper_bound(events, trials, confidence) <= budget.sdc
+            or lower_bound(events, trials, confidence) > budget.sdc
+        )
+
+    needed = trials_that_decide(decides, counts.planned)
+    drawn = "faults" if uniform else "uniformly drawn faults"
     advice = (
         "no number of faults decides while the rate equals the budget."
         if needed is None
-        else f"about {needed} faults would decide at this rate."
+        else f"about {needed} {drawn} would decide at this rate."
     )
     return "inconclusive", (
         f"{sure} between {below:.3g} and {above:.3g} %, and the budget of {budget.sdc:g} % lies "
@@ -178,23 +193,8 @@ def _compare_with_confidence(
     )
 
 
-def _faults_that_decide(rate: float, planned: int, budget: float, confidence: float) -> int | None:
-    def decides(trials: int) -> bool:
-        events = round(rate * trials / 100)
-        return (
-            upper_bound(events, trials, confidence) <= budget
-            or lower_bound(events, trials, confidence) > budget
-        )
-
-    low, high = planned, 2 * planned
-    while not decides(high):
-        low, high = high, 2 * high
-        if high > 1 << 40:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if decides(middle) else (middle, high)
-    return high
+def _shown_rate(rate: float, uniform: bool) -> str:
+    return f"{rate:.3g} %" if uniform else f"{rate:.3g} % of the space they were drawn from"
 
 
 def _shown_above(per_cent: float) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.optimize import brentq
 from scipy.stats import binomtest
 
 from ft2.verdict.betting import log_wealth, mean_interval
 
-__all__ = ["Pairs", "ReductionVerdict", "decide_reduction"]
+__all__ = ["Pairs", "ReductionVerdict", "compare", "decide_reduction"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,56 @@ class Pairs:
     @property
     def _counts(self) -> list[int]:
         return [self.both, self.only_before, self.only_after, self.neither]
+
+
+def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Pairs:
+    """Pair the trials of two campaigns that met the same faults.
+
+    Parameters
+    ----------
+    before, after:
+        Records of all trials before a change (a protection, a commit) and after it, as
+        :meth:`ft2.Campaign.run` returns them, or as the JSON document has them. They were drawn
+        uniformly.
+
+    Raises
+    ------
+    ValueError
+        If a campaign has no trials, one without an outcome, one drawn by strata, or another fault
+        than the other.
+
+    Examples
+    --------
+    >>> fault = "call=0,step=1,layer=up_proj,row=0,position=0,neuron=7,bits=14"
+    >>> bare = [{"trial": 0, "fault": fault, "outcome": "sdc"}]
+    >>> protected = [{"trial": 0, "fault": fault, "outcome": "masked"}]
+    >>> compare(bare, protected).difference
+    -100.0
+    """
+    first = {record["trial"]: record for record in before}
+    second = {record["trial"]: record for record in after}
+    if not first or first.keys() != second.keys():
+        raise ValueError(
+            f"a comparison needs the same trials in both campaigns, not {len(first)} and "
+            f"{len(second)} of them that differ: give both the same number of faults, at least one"
+        )
+    for trial, record in first.items():
+        if record["fault"] != second[trial]["fault"] or record["fault"] is None:
+            raise ValueError(
+                f"trial {trial} met {record['fault']} before and {second[trial]['fault']} after: "
+                "give both campaigns the same model, prompts, seed, fault model and encoding"
+            )
+        if record.get("stratum") is not None:
+            raise ValueError(
+                f"trial {trial} was drawn by strata, which weigh differently: compare campaigns "
+                "with uniform sampling"
+            )
+        if record["outcome"] is None or second[trial]["outcome"] is None:
+            raise ValueError(f"trial {trial} has no outcome, so there is nothing to compare")
+    return Pairs.of(
+        (record["outcome"] == "sdc", second[trial]["outcome"] == "sdc")
+        for trial, record in first.items()
+    )
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class TwoStageSample:
     Attributes
     ----------
     pilot_trials, pilot_events:
-        The uniform trials, and the events among them.
+        The uniform trials, and the events among them; 0 where the strata were chosen beforehand.
     hot_weight:
         The hot strata's share of the space; 0 where the sampling stayed uniform.
     hot_trials, hot_events, cold_trials, cold_events:
@@ -163,7 +163,7 @@ class TwoStageSample:
             return upper_bound(self.events, self.trials, confidence)
         low, high = self.rate / 100, 1.0
         for _ in range(_HALVINGS):
-            middle = math.sqrt(low * high) if high > 4 * low else (low + high) / 2
+            middle = math.sqrt(low * high) if high > 4 * low > 0 else (low + high) / 2
             refuted = self.refutes_at_least(middle, 1 - confidence)
             low, high = (low, middle) if refuted else (middle, high)
         return 100 * high

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,8 +43,21 @@ def test_a_fail_says_so() -> None:
 def test_a_campaign_that_never_decided_is_inconclusive() -> None:
     found = verdict(2000, 7)
     assert found.name == "inconclusive"
-    assert "more faults would decide" in found.reason
+    said = re.search(r"a plan of about (\d+) faults would decide if it stays", found.reason)
+    assert said is not None
+    trials = int(said[1])
+    events = round(7 * trials / 2000)
+    assert (
+        stopping_rule(trials, BUDGET).decide(Counts(trials, trials - events, events, 0)) == "pass"
+    )
+    assert trials > 2000
     assert "not needed" not in found.reason
+
+
+def test_at_a_rate_that_equals_the_budget_no_number_of_faults_decides() -> None:
+    found = verdict(2000, 10)
+    assert found.name == "inconclusive"
+    assert "no number of faults decides while the rate equals the budget." in found.reason
 
 
 def test_without_confidence_it_says_that_no_other_trial_could_change_the_verdict() -> None:

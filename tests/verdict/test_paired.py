@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from ft2.verdict import Pairs, decide_reduction
+from ft2.verdict import Pairs, compare, decide_reduction
 
 NUMBERS = st.integers(0, 60)
 PAIRS = st.builds(
@@ -128,3 +129,31 @@ def test_what_cannot_be_asked_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         decide_reduction(Pairs(1, 1, 1, 1), at_least, confidence)
+
+
+def record(number: int, outcome: str | None = "masked", **values: Any) -> dict[str, Any]:
+    return {"trial": number, "fault": f"fault {number}", "outcome": outcome} | values
+
+
+def test_two_campaigns_are_paired_by_the_number_of_the_trial() -> None:
+    before = [record(0, "sdc"), record(1, "sdc"), record(2), record(3, "due"), record(4)]
+    after = [record(4, "sdc"), record(3), record(2), record(1, "due"), record(0, "sdc")]
+    assert compare(before, after) == Pairs(both=1, only_before=1, only_after=1, neither=2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        ([], [], "needs the same trials in both campaigns, not 0 and 0"),
+        ([record(0)], [record(0), record(1)], "the same trials in both campaigns, not 1 and 2"),
+        ([record(0)], [record(0, fault="x")], "trial 0 met fault 0 before and x after: give both"),
+        ([record(0, fault=None)], [record(0, fault=None)], "trial 0 met None before and None"),
+        ([record(0)], [record(0, None)], "trial 0 has no outcome, so there is nothing to compare"),
+        ([record(0, stratum="a")], [record(0, stratum="a")], "trial 0 was drawn by strata"),
+    ],
+)
+def test_campaigns_that_did_not_meet_the_same_faults_are_not_compared(
+    before: list[dict[str, Any]], after: list[dict[str, Any]], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        compare(before, after)

@@ -90,7 +90,7 @@ def test_the_estimate_is_unbiased(
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.floats(0.05, 0.5), RATES, RATES, st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
+@given(st.floats(0.05, 0.5), RATES, RATES, st.integers(1, 6), st.integers(1, 6), st.integers(0, 5))
 def test_a_true_rate_is_refuted_no_oftener_than_the_level_allows(
     weight: float, hot_rate: float, cold_rate: float, hot: int, cold: int, pilot: int
 ) -> None:
