@@ -20,7 +20,7 @@ from ft2.campaign import (
     is_sticky,
     preserved_randomness,
 )
-from ft2.faults import Draw, Fault, fault_model
+from ft2.faults import Draw, Fault, fault_model, sample_stratified, stratum_of
 from pytest_ft2.batching import is_watched
 from pytest_ft2.crashes import crashed_trials, leave_to_another_process
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
@@ -75,11 +75,15 @@ def sample_fault(plan: GatePlan, trial: int, golden: GoldenSet) -> Fault:
     Raises
     ------
     ValueError
-        If the encoding does not fit the model's dtype.
+        If the encoding does not fit the model's dtype, or the space cannot be parted into strata.
     """
     assert golden.golden is not None
+    space, model = golden.golden.space, fault_model(plan.fault_model)
     draw = Draw(plan.seed, plan.key, trial)
-    return golden.golden.space.sample(draw, fault_model(plan.fault_model), plan.encoding)
+    if plan.sampling == "stratified":
+        choice = Draw(plan.seed, f"{plan.key}\nstratum", trial)
+        return sample_stratified(space, choice, draw, model, plan.encoding)
+    return space.sample(draw, model, plan.encoding)
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class _ChunkRun:
             if self._is_stopped():
                 break
             # Said before anything runs, so that it is known in which trial a process died.
-            self._announce("begins", trial=trial)
+            self._announce("begins", trial=trial, stratum=self._stratum(trial, number))
             self._run_trial(trial, number)
             if self._device_is_lost():
                 return
@@ -146,7 +150,16 @@ class _ChunkRun:
         crashed = crashed_trials(self.chunk.config, self.chunk.nodeid)
         return [trial for trial in self.chunk.trials if trial not in crashed]
 
-    def _announce(self, kind: str, **values: int) -> None:
+    def _stratum(self, trial: int, number: int) -> str | None:
+        """Return the stratum of a trial's fault; None where there are no strata, or no fault."""
+        if self.plan.sampling == "uniform":
+            return None
+        try:
+            return stratum_of(sample_fault(self.plan, trial, self.goldens.of_set(number)))
+        except ValueError:
+            return None
+
+    def _announce(self, kind: str, **values: int | str | None) -> None:
         # Only another process can be there to hear of this one's end.
         if hasattr(self.chunk.config, "workerinput"):
             announcement: Payload = {"kind": kind, "campaign": self.plan.key, **values}
@@ -262,6 +275,7 @@ class _ChunkRun:
             "trial": trial,
             "params": golden.label,
             "fault": str(fault),
+            "stratum": self._stratum(trial, number),
             "before": proof.before,
             "after": proof.after,
             "landed": proof.landed,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from _pytest.skipping import evaluate_skip_marks
 
-from ft2.verdict import Budget, never_passes
+from ft2.verdict import LEAST_STRATIFIED, Budget, never_passes
 from pytest_ft2.items import Campaign, ChunkItem, GateItem
 from pytest_ft2.marks import MARK, SdcBudget, read_mark
 from pytest_ft2.options import Settings
@@ -123,6 +123,7 @@ def _groups(
     """Group a function's items into campaigns: by what the model depends on."""
     _check_function(functions[0])
     protection_options(_protection(functions[0], settings), settings)
+    _check_sampling(read_mark(_mark(functions[0])).faults or settings.faults, settings)
     closure = _model_closure(functions[0], settings)
     groups: dict[tuple[object, ...], list[pytest.Function]] = {}
     for item in functions:
@@ -167,6 +168,23 @@ def _check_function(function: pytest.Function) -> None:
     if "unprotected_model" in function.fixturenames and protection not in (None, "none"):
         raise ValueError(
             f"the test uses unprotected_model, and its marker says protection={protection!r}"
+        )
+
+
+def _check_sampling(planned: int, settings: Settings) -> None:
+    """Refuse strata where they cannot be had, or would only widen the interval."""
+    if settings.sampling != "stratified":
+        return
+    if settings.stop == "early":
+        raise ValueError(
+            "--ft2-sampling=stratified cannot be combined with --ft2-stop=early, whose looks count "
+            "each trial alike: leave one of them out"
+        )
+    # A replay plans no trials.
+    if 0 < planned < LEAST_STRATIFIED:
+        raise ValueError(
+            f"--ft2-sampling=stratified needs {LEAST_STRATIFIED} faults or more, and {planned} are "
+            "planned: with so few its interval would be wider than that of uniform sampling"
         )
 
 
@@ -250,6 +268,7 @@ def _campaign(
         encoding=settings.encoding,
         golden=budget.golden,
         seed=settings.seed,
+        sampling=settings.sampling,
         stop=settings.stop,
         trial_timeout=settings.trial_timeout,
         replay_options=settings.chosen_options,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ft2.campaign import Ahead, Golden, GoldenCalls, Replies, Run, RunSpec, seed_everything
+from ft2.faults import OTHER_BITS, TOP_BIT, fault_model, top_bit_weight
 from ft2.layers import unwrap
 from pytest_ft2.attempt import Attempt, attempt, cached_model
 from pytest_ft2.environment import environment
@@ -190,6 +191,8 @@ class GoldenRunner:
         }
         if golden is not None and made.problem is None:
             made.problem = self._repeat(number, made, golden)
+        if golden is not None and made.problem is None and self.plan.sampling == "stratified":
+            made.problem = self._weigh_strata(number, golden, values)
         if golden is not None and made.problem is None:
             made.golden = golden
             if self.plan.protection == "none":
@@ -207,6 +210,16 @@ class GoldenRunner:
         values["problem"] = made.problem
         made.payload = golden_payload(self.plan, made.label, **values)
         return made
+
+    def _weigh_strata(self, number: int, golden: Golden, values: Payload) -> str | None:
+        """Add the strata's shares of the space to what is reported; return a sentence if none."""
+        model = fault_model(self.plan.fault_model)
+        try:
+            weight = top_bit_weight(golden.space, model, self.plan.encoding)
+        except ValueError as error:
+            return f"{self._named(number)}: {error}."
+        values["strata"] = {TOP_BIT: float(weight), OTHER_BITS: float(1 - weight)}
+        return None
 
     def _problem(self, number: int, result: Attempt, run: Run) -> str | None:
         name = self._named(number)

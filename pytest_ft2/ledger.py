@@ -15,9 +15,11 @@ from ft2.report import CampaignResult
 from ft2.verdict import (
     Budget,
     Counts,
+    Stratum,
     Verdict,
     decide,
     decide_early,
+    decide_stratified,
     is_lost_already,
     stopping_rule,
 )
@@ -42,7 +44,7 @@ class CampaignLedger:
     ended:
         Whether every selected chunk ran to its end, its last fault-free run included.
     running:
-        The trial that each chunk has begun.
+        What is known of the trial that each chunk has begun.
     crashes:
         The trials of each chunk that ended a process.
     ended_chunks:
@@ -62,7 +64,7 @@ class CampaignLedger:
     golden: dict[str, list[Payload]] = field(default_factory=dict)
     noise_holds: dict[str, bool] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    running: dict[str, int] = field(default_factory=dict)
+    running: dict[str, Payload] = field(default_factory=dict)
     crashes: dict[str, list[int]] = field(default_factory=dict)
     ended_chunks: set[str] = field(default_factory=set)
     stopped_after: int | None = None
@@ -79,7 +81,7 @@ class CampaignLedger:
         if kind == "trial":
             self._add_trial(payload)
         elif kind == "begins":
-            self.running[nodeid] = payload["trial"]
+            self.running[nodeid] = payload
         elif kind == "behind":
             self.running.pop(nodeid, None)
         elif kind == "golden":
@@ -133,13 +135,14 @@ class CampaignLedger:
         dict or None
             The record of that trial, unless it ended a process before, or none had begun.
         """
-        trial = self.running.pop(chunk_id, None)
-        if trial is None:
+        begun = self.running.pop(chunk_id, None)
+        if begun is None:
             self.note(
                 f"The worker running {chunk_id} died outside a trial: run it again with -n 0 to "
                 "see why."
             )
             return None
+        trial = begun["trial"]
         crashes = self.crashes.setdefault(chunk_id, [])
         if trial in crashes:
             return None
@@ -150,6 +153,7 @@ class CampaignLedger:
             "trial": trial,
             "params": None,
             "fault": None,
+            "stratum": begun.get("stratum"),
             "before": None,
             "after": None,
             "landed": None,
@@ -185,7 +189,8 @@ class CampaignLedger:
     def decided(self) -> bool:
         """Whether the verdict is certain even if no more reports come."""
         enough = self.stopped_after is not None or self.counts.seen == self.plan.planned
-        return (self.ended and enough) or is_lost_already(self.counts, self.budget)
+        lost = self.plan.sampling == "uniform" and is_lost_already(self.counts, self.budget)
+        return (self.ended and enough) or lost
 
     @property
     def all_skipped(self) -> str | None:
@@ -291,13 +296,36 @@ class CampaignLedger:
                 for record in self.counted.values()
             ],
             stop=self._stop(),
+            strata=self.strata,
             largest_weights=_largest([each.get("largest_weights") for each in known]),
             share_outside=sum(shares) / len(shares) if shares else None,
             replay_options=self.plan.replay_options,
         )
 
+    @property
+    def strata(self) -> list[Stratum] | None:
+        """What was seen in each stratum; None where the trials were drawn uniformly."""
+        if self.plan.sampling == "uniform":
+            return None
+        known = [each for runs in self.golden.values() for each in runs if "strata" in each]
+        outcomes = Counter(
+            (record.get("stratum"), record["outcome"]) for record in self.counted.values()
+        )
+        return [
+            Stratum(
+                name,
+                weight,
+                sum(outcomes[name, outcome] for outcome in ("masked", "sdc", "due")),
+                outcomes[name, "sdc"],
+                outcomes[name, "due"],
+            )
+            for name, weight in (known[0]["strata"] if known else {}).items()
+        ]
+
     def _verdict(self) -> Verdict:
         counts, problems = self.counts, self.all_problems()
+        if self.strata is not None:
+            return decide_stratified(self.strata, counts.planned, self.budget, problems)
         enough = self.stopped_after is not None or counts.seen == counts.planned
         # With a trial missing among the first, what has come in is no prefix to decide from.
         if self.plan.stop == "early" and enough:
@@ -354,6 +382,12 @@ class CampaignLedger:
 
     def _golden_problems(self) -> Iterable[str]:
         remaining = self._remaining
+        runs = [each for params in remaining for each in self.golden.get(params, [])]
+        if len({tuple(each["strata"].items()) for each in runs if "strata" in each}) > 1:
+            yield (
+                f"The golden runs of {self.plan.key} compute in different number formats, so the "
+                "strata weigh differently in them: name one format with --ft2-encoding."
+            )
         if 2 * len(remaining) < len(self.plan.sets):
             yield (
                 f"Only {len(remaining)} of {len(self.plan.sets)} parameter sets are answered "

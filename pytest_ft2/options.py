@@ -32,6 +32,7 @@ CORRECTED_PROTECTIONS = ("ft2", "ft2-offline")
 CORRECTIONS = ("clip", "zero")
 ENCODINGS = ("fp16", "bf16", "fp32", "fp64", "fp8-e4m3", "fp8-e5m2")
 STOPS = ("never", "early")
+SAMPLINGS = ("uniform", "stratified")
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 
@@ -54,6 +55,7 @@ class Settings:
     bounds: Path | None
     correction: str | None
     seed: int
+    sampling: str
     stop: str
     chunk: int | None
     batch: int | None
@@ -198,6 +200,15 @@ _OPTIONS = (
         "whole number that determines every fault",
         "0",
         _whole(0),
+        shapes_a_trial=True,
+    ),
+    _Option(
+        "sampling",
+        "NAME",
+        "stratified: more faults in the highest exponent bit, weighted by its share of the space; "
+        "uniform: as the space has them",
+        "uniform",
+        _one_of(SAMPLINGS),
         shapes_a_trial=True,
     ),
     _Option(

@@ -39,6 +39,9 @@ class GatePlan:
         The file with the protection's profiled bounds; None if it has none.
     correction:
         What it does with values out of bounds; None: as it has it.
+    sampling:
+        ``stratified`` where faults in the highest exponent bit get more trials than their share of
+        the space, else ``uniform``.
     stop:
         ``early`` where the first trials may decide the gate, else ``never``.
     sets:
@@ -64,6 +67,7 @@ class GatePlan:
     replay_options: tuple[str, ...]
     bounds: str | None = None
     correction: str | None = None
+    sampling: str = "uniform"
     stop: str = "never"
 
     @property

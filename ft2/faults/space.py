@@ -160,6 +160,13 @@ class Space:
                     return step, execution
         raise ValueError(f"the run has no site {fault}")
 
+    @cached_property
+    def encodings(self) -> frozenset[str]:
+        """The number formats of all elements."""
+        return frozenset(
+            each.encoding for step in self.steps for each in step.executions if each.elements
+        )
+
     @property
     def elements(self) -> int:
         """Output elements of all steps."""

@@ -7,11 +7,13 @@ from typing import Any
 
 __all__ = ["breakdown", "layer_kind"]
 
-Interval = Callable[[int, int], tuple[float, float]]
+Interval = Callable[[int, int], tuple[float, float] | None]
 
 
 def breakdown(
-    trials: Sequence[Mapping[str, Any]], interval_of: Interval
+    trials: Sequence[Mapping[str, Any]],
+    interval_of: Interval,
+    sampling_weights: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Count the outcomes of trials that have one, in each part of the space.
 
@@ -21,7 +23,9 @@ def breakdown(
         Records of trials, as in the JSON document. One that died with its fault unknown is in no
         part.
     interval_of:
-        Makes the interval, in per cent, of (SDCs, trials).
+        Makes the interval, in per cent, of (SDCs, trials); or None where there is none.
+    sampling_weights:
+        What a trial of each stratum counts in a rate; None: as much as any other.
 
     Returns
     -------
@@ -31,7 +35,12 @@ def breakdown(
         ``trials``, ``masked``, ``sdc`` and ``due``, ``rate`` and ``interval`` in per cent. A part's
         interval holds for that part; that all hold at once it does not say.
     """
-    parts: dict[str, dict[str, list[str]]] = {"phase": {}, "layer_kind": {}, "bit": {}}
+    weights = sampling_weights or {}
+    parts: dict[str, dict[str, list[tuple[str, float]]]] = {
+        "phase": {},
+        "layer_kind": {},
+        "bit": {},
+    }
     for trial in trials:
         if not trial["outcome"] or not trial.get("fault"):
             continue
@@ -43,7 +52,8 @@ def breakdown(
             "bit": fault["bits"].rpartition(":")[2],
         }
         for name, part in where.items():
-            parts[name].setdefault(part, []).append(trial["outcome"])
+            weight = weights.get(trial.get("stratum", ""), 1.0)
+            parts[name].setdefault(part, []).append((trial["outcome"], weight))
     return {
         name: {part: _counted(found[part], interval_of) for part in sorted(found, key=_order)}
         for name, found in parts.items()
@@ -67,13 +77,16 @@ def _order(part: str) -> tuple[int, str]:
     return (int(part), "") if part.isdigit() else (0, part)
 
 
-def _counted(outcomes: list[str], interval_of: Interval) -> dict[str, Any]:
+def _counted(seen: list[tuple[str, float]], interval_of: Interval) -> dict[str, Any]:
+    outcomes = [outcome for outcome, _ in seen]
     sdc = outcomes.count("sdc")
+    around = interval_of(sdc, len(outcomes))
+    wrong = sum(weight for outcome, weight in seen if outcome == "sdc")
     return {
         "trials": len(outcomes),
         "masked": outcomes.count("masked"),
         "sdc": sdc,
         "due": outcomes.count("due"),
-        "rate": 100 * sdc / len(outcomes),
-        "interval": [*interval_of(sdc, len(outcomes))],
+        "rate": 100 * wrong / sum(weight for _, weight in seen),
+        "interval": None if around is None else [*around],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def write_document(
 def _campaign(result: CampaignResult) -> dict[str, Any]:
     verdict = result.verdict
     new_prompts = result.interval_for_new_prompts
-    largest = result.largest_weights if result.complete and result.stop is None else None
+    fixed = result.complete and result.stop is None and result.strata is None
+    largest = result.largest_weights if fixed else None
+    drawn = result.sampling_weights
     return {
         "nodeid": result.nodeid,
         "seed": result.seed,
@@ -66,15 +69,17 @@ def _campaign(result: CampaignResult) -> dict[str, Any]:
         "masked": result.counts.masked,
         "sdc": result.counts.sdc,
         "due": result.counts.due,
+        "sampling": result.sampling,
+        "strata": None if result.strata is None else [*map(asdict, result.strata)],
         "stop": result.stop,
         "rate": None if verdict is None else verdict.rate,
         "interval": None if verdict is None or verdict.interval is None else [*verdict.interval],
         "interval_for_new_prompts": None if new_prompts is None else [*new_prompts],
         "chance_of_another_verdict": result.chance_of_another_verdict,
-        "breakdown": breakdown(result.trials, result.interval_of),
-        "measures": rates_by_measure(result.trials, largest),
-        "rate_by_macs": reweighted_rate(result.trials, "macs"),
-        "rate_by_time": reweighted_rate(result.trials, "time"),
+        "breakdown": breakdown(result.trials, result.interval_of, drawn),
+        "measures": rates_by_measure(result.trials, largest, drawn),
+        "rate_by_macs": reweighted_rate(result.trials, "macs", drawn),
+        "rate_by_time": reweighted_rate(result.trials, "time", drawn),
         "share_of_macs_outside": result.share_outside,
         "verdict": None if verdict is None else verdict.name,
         "reason": None if verdict is None else verdict.reason,

@@ -9,6 +9,7 @@ from typing import Any
 from ft2.verdict import (
     Budget,
     Counts,
+    Stratum,
     Verdict,
     always_valid_interval,
     chance_of_another_verdict,
@@ -41,6 +42,8 @@ class CampaignResult:
         Of a campaign that may stop early: ``after`` how many trials it was decided, or None; how
         many it ``saved``; and how many more, ``not_counted``, other workers had run by then. None
         where all trials were to run.
+    strata:
+        What was seen in each stratum of the space; None where trials were drawn uniformly.
     largest_weights:
         The largest weight that any site has under each other measure of the space.
     """
@@ -61,6 +64,7 @@ class CampaignResult:
     share_outside: float | None = None
     replay_options: Sequence[str] = ()
     stop: dict[str, Any] | None = None
+    strata: Sequence[Stratum] | None = None
     largest_weights: dict[str, float] | None = None
 
     @property
@@ -69,14 +73,31 @@ class CampaignResult:
         stopped = self.stop is not None and self.stop["after"] is not None
         return stopped or self.counts.seen == self.counts.planned
 
-    def interval_of(self, events: int, trials: int) -> tuple[float, float]:
-        """Return the two-sided 95 % interval, in per cent, that holds for trials drawn so."""
+    @property
+    def sampling(self) -> str:
+        """How the trials were drawn: ``uniform`` or ``stratified``."""
+        return "uniform" if self.strata is None else "stratified"
+
+    @property
+    def sampling_weights(self) -> dict[str, float]:
+        """Of each stratum how many trials uniform sampling would have given it, over its own."""
+        strata = [each for each in self.strata or () if each.trials]
+        seen = sum(each.trials for each in strata)
+        return {each.name: each.weight * seen / each.trials for each in strata}
+
+    def interval_of(self, events: int, trials: int) -> tuple[float, float] | None:
+        """Return the two-sided 95 % interval, in per cent, that holds for trials drawn so.
+
+        None for a part of the space whose trials come from several strata.
+        """
+        if self.strata is not None:
+            return None
         return (interval if self.stop is None else always_valid_interval)(events, trials)
 
     @property
     def interval_for_new_prompts(self) -> tuple[float, float] | None:
         """The rate over prompts like these, in per cent; None where they say nothing of others."""
-        if not self.complete or self.stop is not None:
+        if not self.complete or self.stop is not None or self.strata is not None:
             return None
         counted: dict[str, list[bool]] = {}
         for trial in filter(_is_known, self.trials):
@@ -89,7 +110,12 @@ class CampaignResult:
         decided = self.verdict is not None and self.verdict.name != "incomplete"
         sequential = self.stop is not None and self.confidence is not None
         counts = self.counts
-        if not decided or sequential or 100 * counts.due > self.due_budget * counts.planned:
+        if (
+            self.strata is not None
+            or not decided
+            or sequential
+            or 100 * counts.due > self.due_budget * counts.planned
+        ):
             return None
         budget = Budget(self.budget, self.due_budget, self.confidence)
         return chance_of_another_verdict(counts.sdc, counts.seen, counts.planned, budget)

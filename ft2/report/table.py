@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from ft2.report.measures import reweighted_rate
 from ft2.report.result import CampaignResult
+from ft2.verdict import Stratum
 
 __all__ = ["SPACE", "markdown_page", "notes", "table"]
 
@@ -57,6 +58,8 @@ def notes(result: CampaignResult) -> list[str]:
             f"For new prompts like these, each of which counts once: {prompts[0]:.2f}{_DASH}"
             f"{prompts[1]:.2f} %."
         )
+    if result.strata:
+        lines.append(_drawn(result.strata))
     if result.excluded:
         lines.append(f"Left out, answered wrongly without a fault: {', '.join(result.excluded)}.")
     broken = [each for each in result.golden if each.get("passed_with_protection") is False]
@@ -129,6 +132,15 @@ def _shown_chance(per_cent: float) -> str:
     return "less than 1 %" if per_cent < 1 else f"{per_cent:.0f} %"
 
 
+def _drawn(strata: Sequence[Stratum]) -> str:
+    parts = [
+        f"{each.name}, {100 * each.weight:.3g} % of the space, {each.sdc} SDCs in {each.trials} "
+        "trials"
+        for each in strata
+    ]
+    return f"Sampled by strata, each weighted by its share: {'; '.join(parts)}."
+
+
 def _where(result: CampaignResult) -> str:
     parts = []
     for name, title in (("first", "first token"), ("later", "later tokens")):
@@ -136,7 +148,7 @@ def _where(result: CampaignResult) -> str:
         parts.append(f"{events} of {trials} in the {title}")
     line = f"SDCs: {', '.join(parts)}"
     for measure, title in (("elements", "elements"), ("macs", "MACs"), ("time", "time")):
-        rate = reweighted_rate(result.trials, measure)
+        rate = reweighted_rate(result.trials, measure, result.sampling_weights)
         if rate is not None:
             line += f"; rate by {title} {rate:.2f} %"
     if result.share_outside is not None:
