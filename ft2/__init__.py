@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ft2.forward import request
     from ft2.layers import Projection, UnsupportedModelError, projections
     from ft2.protection import Detection, Profile, ProfileError, Protection, profile, protect
+    from ft2.verdict import compare
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "Protection",
     "UnsupportedModelError",
     "__version__",
+    "compare",
     "inject",
     "profile",
     "projections",
@@ -46,6 +48,7 @@ _ROOMS = {
     "Projection": "ft2.layers",
     "Protection": "ft2.protection",
     "UnsupportedModelError": "ft2.layers",
+    "compare": "ft2.verdict",
     "inject": "ft2.faults",
     "profile": "ft2.protection",
     "projections": "ft2.layers",

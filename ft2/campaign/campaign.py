@@ -107,7 +107,8 @@ class Campaign:
         Returns
         -------
         list of dict
-            A record of each trial, with plain values: what ``pandas.DataFrame`` takes.
+            A record of each trial, with plain values: what ``pandas.DataFrame`` takes, and what
+            :func:`ft2.compare` takes of two campaigns.
 
         Raises
         ------

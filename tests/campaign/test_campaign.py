@@ -45,6 +45,18 @@ def test_batched_trials_end_as_those_one_at_a_time(llama: dict[str, Any], protec
     assert all(each["landed"] for each in batched)
 
 
+def test_the_same_faults_under_two_protections_are_compared(llama: dict[str, Any]) -> None:
+    asked = {**ASKED, **llama, "faults": 60}
+    bare, protected = (
+        ft2.Campaign(**asked, protection=name).run(progress=False) for name in ("none", "ft2")
+    )
+    pairs = ft2.compare(bare, protected)
+    assert pairs.before == sum(each["outcome"] == "sdc" for each in bare) > 0
+    assert pairs.after == sum(each["outcome"] == "sdc" for each in protected)
+    low, high = pairs.difference_interval()
+    assert low < pairs.difference < high
+
+
 def test_what_a_batch_cannot_compute_runs_alone_and_says_why() -> None:
     campaign = ft2.Campaign(
         tiny_model(),
