@@ -115,30 +115,48 @@ class Watch:
         hear: Callable[[Asked, Any], object] = lambda asked, result: None,
     ) -> None:
         self._model = model
-        original: Any = type(model)
-        if not hasattr(original, "_sample"):
-            self._disguise = None
-            return
+        self._answer, self._hear = answer, hear
+        self._watched: _Watched | None = None
+        if hasattr(type(model), "_sample"):
+            known = _WATCHED.get(model)
+            if known is None or known.disguise.original is not type(model):
+                known = _WATCHED[model] = _Watched(type(model))
+            self._watched = known
+            known.watch = self
+            known.disguise.put_on(model)
 
-        own_way = original._sample is not GenerationMixin._sample
-
-        def _sample(module: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if args or own_way:
-                return original._sample(module, input_ids, *args, **kwargs)
-            asked = _asked(module, input_ids, kwargs)
-            said = answer(asked)
-            if said is None:
-                said = original._sample(module, input_ids, **kwargs)
-                hear(asked, said)
-            return said
-
-        self._disguise = Disguise(original, {"_sample": _sample})
-        self._disguise.put_on(model)
+    def sample(self, original: Any, module: Any, input_ids: Tensor, **given: Any) -> Any:
+        """Decode as `original` does, unless the answer is known."""
+        asked = _asked(module, input_ids, given)
+        said = self._answer(asked)
+        if said is None:
+            said = original._sample(module, input_ids, **given)
+            self._hear(asked, said)
+        return said
 
     def stop(self) -> None:
         """Leave the model as it was before."""
-        if self._disguise is not None:
-            self._disguise.take_off(self._model)
+        if self._watched is not None:
+            self._watched.disguise.take_off(self._model)
+            self._watched.watch = None
+
+
+class _Watched:
+    """What a model wears while it is watched: each trial has a watch, a class costs more."""
+
+    def __init__(self, original: Any) -> None:
+        self.watch: Watch | None = None
+        own_way = original._sample is not GenerationMixin._sample
+
+        def _sample(module: Any, input_ids: Tensor, *args: Any, **given: Any) -> Any:
+            if args or own_way or self.watch is None:
+                return original._sample(module, input_ids, *args, **given)
+            return self.watch.sample(original, module, input_ids, **given)
+
+        self.disguise = Disguise(original, {"_sample": _sample})
+
+
+_WATCHED: weakref.WeakKeyDictionary[nn.Module, _Watched] = weakref.WeakKeyDictionary()
 
 
 def _asked(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Asked:

@@ -69,7 +69,8 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_trial(
 def test_in_half_precision_memory_that_runs_out_asks_for_a_smaller_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls, faults = golden(tiny_model(dtype=torch.float16))
+    model = tiny_model(dtype=torch.float16)
+    calls, faults = golden(model)
 
     def too_large(batch: RowBatch) -> list[int]:
         raise MemoryError
@@ -84,7 +85,8 @@ def test_in_half_precision_memory_that_runs_out_asks_for_a_smaller_batch(
 def test_an_exception_in_a_batch_leaves_its_trials_to_run_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls, faults = golden(tiny_model())
+    model = tiny_model()
+    calls, faults = golden(model)
 
     def fail(batch: RowBatch) -> list[int]:
         raise ArithmeticError

@@ -124,7 +124,8 @@ def test_what_cannot_be_returned_as_if_alone_says_why(asked: dict[str, Any], rea
 def test_answers_that_do_not_fit_into_the_memory_are_computed_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls, faults = golden(tiny_model(), **ALL)
+    model = tiny_model()
+    calls, faults = golden(model, **ALL)
     monkeypatch.setattr("ft2.campaign.batch_size._free", lambda device: 500_000)
     found = Ahead("none").compute({0: calls}, [(n, 0, each) for n, each in enumerate(faults)])
     assert set(found.values()) == {"what all its trials return does not fit into the memory"}
