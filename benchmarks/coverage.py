@@ -17,8 +17,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -252,7 +252,33 @@ def strata(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
                 weights = np.full(len(rates), 1 / len(rates))
                 # The weighted counts take some milliseconds each.
                 count = campaigns if rate * planned <= 100 else max(1, campaigns // 10)
-                yield stratified_cell(name, weights, rates, planned, count, random)
+                draw = partial(stratified_campaign, weights, rates, planned, random)
+                yield stratified_cell("strata", name, float(weights @ rates), planned, count, draw)
+
+
+def fixed_strata(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """The strata of ``--ft2-sampling=stratified``, chosen before the first trial; fp16, 1-bit.
+
+    Where the SDCs are not where they are looked for, the interval may be wider than uniform
+    sampling's: no promise is made of that.
+    """
+    weight = 1 / 16
+    share = 1 - 0.75 * (1 - weight)
+
+    def draw(top_rate: float, other_rate: float, planned: int) -> TwoStageSample:
+        top = int(random.binomial(planned, share))
+        others = planned - top
+        events = int(random.binomial(top, top_rate)), int(random.binomial(others, other_rate))
+        return TwoStageSample(0, 0, weight, top, events[0], others, events[1])
+
+    for name, held in (("all in the top bit", 1.0), ("9 in 10", 0.9), ("as in the space", weight)):
+        for rate in (0.0, 0.0005, 0.007, 0.03):
+            for planned in (1000, 4000, 16_000):
+                rates = rate * held / weight, rate * (1 - held) / (1 - weight)
+                campaign = partial(draw, *rates, planned)
+                count = campaigns if rate * planned <= 1 else max(1, campaigns // 10)
+                cell = stratified_cell("fixed strata", name, rate, planned, count, campaign)
+                yield replace(cell, wider=False)
 
 
 def measured_strata(path: Path, campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
@@ -268,24 +294,26 @@ def measured_strata(path: Path, campaigns: int, random: np.random.Generator) -> 
         name = f"{campaign['nodeid'].rpartition('::')[2]}, {campaign['protection']}"
         for planned in (2000, 16_000, 64_000):
             count = max(1, campaigns // 25)
-            yield stratified_cell(name, weights / weights.sum(), rates, planned, count, random)
+            shares = weights / weights.sum()
+            draw = partial(stratified_campaign, shares, rates, planned, random)
+            yield stratified_cell("strata", name, float(shares @ rates), planned, count, draw)
 
 
 def stratified_cell(
+    part: str,
     name: str,
-    weights: NDArray[np.float64],
-    rates: NDArray[np.float64],
+    truth: float,
     planned: int,
     campaigns: int,
-    random: np.random.Generator,
+    draw: Callable[[], TwoStageSample],
 ) -> Cell:
-    """Run campaigns over strata with these weights and true rates."""
-    truth, level = float(weights @ rates), (1 - NOMINAL) / 2
+    """Run campaigns over strata, each drawn by `draw`, whose true rate is a share."""
+    level = (1 - NOMINAL) / 2
     missed = false_passes = 0
     widths: list[float] = []
     means = []
     for _ in range(campaigns):
-        sample = stratified_campaign(weights, rates, planned, random)
+        sample = draw()
         low = sample.refutes_at_most(truth, level)
         high = sample.refutes_at_least(truth, level)
         missed += low or high
@@ -297,7 +325,7 @@ def stratified_cell(
     uniform = mean_width(truth, planned)
     error = 4 * float(np.std(widths)) / math.sqrt(len(widths))
     return Cell(
-        "strata",
+        part,
         name,
         100 * truth,
         planned,
@@ -411,6 +439,7 @@ PARTS: dict[str, Callable[[int, np.random.Generator], Iterator[Cell]]] = {
     "fixed": fixed_plans,
     "early": early_stops,
     "strata": strata,
+    "fixed-strata": fixed_strata,
     "prompts": prompts,
     "weighted": weighted,
     "pairs": pairs,
