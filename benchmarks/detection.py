@@ -83,8 +83,6 @@ class Watch(Listener):
                 lane.begin()
 
     def forward_finished(self, forward: Forward, output: Any) -> None:
-        for lane in self._lanes:
-            lane.end()
         for name, check in self.checks.items():
             assert not (check.flags & ~(OUTSIDE_BOUNDS | WRONG_SUM)).any()
             self.flagged[name] = check.flags.bool()

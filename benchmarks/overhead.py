@@ -161,9 +161,6 @@ class _Detecting(Listener):
         if not (self._later and forward.is_first_token):
             self._lane.begin()
 
-    def forward_finished(self, forward: Forward, output: Any) -> None:
-        self._lane.end()
-
 
 def _bounds(model: Any) -> None:
     layers = _critical(model)

@@ -124,11 +124,9 @@ class Clock:
             forward = self._begin(module, args, kwargs)
             try:
                 output = self._compute(self, module, call, args, kwargs)
-            except Exception as error:
-                self._failed(error)
+            except BaseException as error:
+                self._broken(error)
                 raise
-            finally:
-                self.current, self.is_computing = None, False
             self._finished(forward, module, args, kwargs, output)
             return output
 
@@ -167,6 +165,7 @@ class Clock:
     def _finished(
         self, forward: Forward, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
+        self._end()
         if forward.call.kind == "loop":
             self._remember(_cache_of(output, _named(module, args, kwargs)), forward.call)
         for listener in tuple(self._listeners):
@@ -185,11 +184,20 @@ class Clock:
             for listener in tuple(self._listeners):
                 listener.forward_started(forward)
         except BaseException as error:
-            self.current, self.is_computing = None, False
-            if isinstance(error, Exception):
-                self._failed(error)
+            self._broken(error)
             raise
         return forward
+
+    @torch.compiler.disable
+    def _broken(self, error: BaseException) -> None:
+        self._end()
+        if isinstance(error, Exception):
+            self._failed(error)
+
+    def _end(self) -> None:
+        self.current, self.is_computing = None, False
+        for lane in self.lanes:
+            lane.end()
 
     def _forward(self, inputs: dict[str, Any]) -> Forward:
         tokens_in = inputs.get("input_ids")

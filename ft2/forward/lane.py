@@ -7,6 +7,7 @@ a namespace that the modules of one model share: so compiled code guards on it o
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from types import FunctionType
@@ -54,7 +55,11 @@ class Lane(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Called at the end of each forward, inside of what is compiled where that can be."""
+        """Called when a forward is computed, inside of what is compiled where that can be."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Called at the end of each forward, also of one that failed or was interrupted."""
 
 
 class _Empty(Lane):
@@ -69,6 +74,9 @@ class _Empty(Lane):
     def finish(self) -> None:
         pass
 
+    def end(self) -> None:
+        pass
+
 
 _EMPTY = _Empty()
 
@@ -78,6 +86,8 @@ class Seat:
 
     Parameters
     ----------
+    module:
+        The module, to which a weak reference is kept.
     disguise:
         What the module wears in it; the same for all modules of a class, since code that meets
         many classes is slow.
@@ -87,7 +97,10 @@ class Seat:
         Which one it is.
     """
 
-    def __init__(self, disguise: Disguise, namespace: dict[str, Any], number: int) -> None:
+    def __init__(
+        self, module: nn.Module, disguise: Disguise, namespace: dict[str, Any], number: int
+    ) -> None:
+        self.module = weakref.ref(module)
         self.number = number
         self.disguise = disguise
         self._namespace = namespace
@@ -111,38 +124,41 @@ linear = functional.linear
 
 def _call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
     output = call(module, *args, **kwargs)
-    hidden = args[0] if args else kwargs["input"]
+    seat = seats.get(module)
+    # What else is made of the class that the module wears is in no lane.
+    if seat is None:
+        return output
+    hidden = args[0] if args else next(iter(kwargs.values()))
     if is_compiling():
-        return lane.traced(seats[module], hidden, output)
-    return lane.eager(seats[module], hidden, output)
+        return lane.traced(seat, hidden, output)
+    # What a hook returns may be the user's own, and a lane may change what it is given.
+    return lane.eager(seat, hidden, output.clone() if module._forward_hooks else output)
 
 
 def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
+    seat = seats.get(module)
+    if len(args) != 1 or kwargs or seat is None:
+        return call_module(module, *args, **kwargs)
+    hidden = args[0]
     if is_compiling():
-        hidden = args[0] if args else kwargs["input"]
         if module._forward_hooks or module._forward_pre_hooks:
-            output = call(module, *args, **kwargs)
-        else:
-            output = module.forward(hidden)
-        return lane.traced(seats[module], hidden, output)
+            return call_module(module, hidden)
+        return lane.traced(seat, hidden, module.forward(hidden))
     own = module.__dict__
     # What a linear layer's call comes to, without the ways of a module's call.
     if (
         lane.is_direct
-        and len(args) == 1
-        and not kwargs
         and not own["_forward_hooks"]
         and not own["_forward_pre_hooks"]
         and "forward" not in own
         and "_compiled_call_impl" not in own
         and (weight := own["_parameters"].get("weight")) is not None
     ):
-        hidden = args[0]
-        output = linear(hidden, weight, own["_parameters"]["bias"])
-    else:
-        output = call(module, *args, **kwargs)
-        hidden = args[0] if args else kwargs["input"]
-    return lane.eager(seats[module], hidden, output)
+        return lane.eager(seat, hidden, linear(hidden, weight, own["_parameters"]["bias"]))
+    return call_module(module, hidden)
+
+
+call_module = _call_module
 
 
 # Classes are kept: compiled code knows a model by them when the same is attached again.
@@ -161,10 +177,12 @@ def seats_of(model: nn.Module, names: Iterable[str]) -> list[Seat]:
     kinds = [undisguised(type(module)) for module in modules]
     known = _SEATS.setdefault(model, {})
     found = known.get(names)
-    # Sharding and parametrizing exchange a module's class too.
-    if found is None or [seat.disguise.original for seat in found] != kinds:
+    # Modules are exchanged, and sharding and parametrizing exchange a module's class.
+    if found is None or [(each.module(), each.disguise.original) for each in found] != list(
+        zip(modules, kinds, strict=True)
+    ):
         # Without a module's name: compiled code would look there instead.
-        namespace = {
+        namespace: dict[str, Any] = {
             "__builtins__": __builtins__,
             "call": call,
             "is_compiling": is_compiling,
@@ -173,7 +191,11 @@ def seats_of(model: nn.Module, names: Iterable[str]) -> list[Seat]:
             "seats": {module: number for number, module in enumerate(modules)},
         }
         disguises = {kind: _disguise(kind, namespace) for kind in kinds}
-        found = [Seat(disguises[kind], namespace, number) for number, kind in enumerate(kinds)]
+        namespace["call_module"] = FunctionType(_call_module.__code__, namespace)
+        found = [
+            Seat(module, disguises[kind], namespace, number)
+            for number, (module, kind) in enumerate(zip(modules, kinds, strict=True))
+        ]
         known[names] = found
     return found
 

@@ -86,6 +86,9 @@ class _TappedModule:
             else:
                 output = call(module, *args, **kwargs)
             hidden = args[0] if args else next(iter(kwargs.values()))
+            # What a hook returns may be the user's own, and a tap may change what it is given.
+            if module._forward_hooks and isinstance(output, Tensor):
+                output = output.clone()
             for entry in self.outputs:
                 output = entry.apply(hidden, output)
             return output
@@ -199,11 +202,12 @@ def tap_in_lane(
         The lanes that the model's clock tells of the end of a forward; `lane` joins them.
     """
     names = list(names)
-    running.append(lane)
-    return [
+    taps = [
         Tap(model.get_submodule(name), _OnLane(Order.PROTECT, lane, seat, running))
         for name, seat in zip(names, seats_of(model, names), strict=True)
     ]
+    running.append(lane)
+    return taps
 
 
 def tap_product(

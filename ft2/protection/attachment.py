@@ -37,7 +37,25 @@ class Detection:
     corrected: tuple[int, ...]
 
 
-class Protection(Listener):
+class _Announcer(Listener):
+    """Tells of each forward in which a policy corrected something; knows no model."""
+
+    def __init__(self, policy: Policy, on_detection: Callable[[Detection], Any]) -> None:
+        self._policy = policy
+        self._on_detection = on_detection
+        self._before: list[int] = []
+
+    def forward_started(self, forward: Forward) -> None:
+        self._before = self._policy.corrected(forward.call)
+
+    def forward_finished(self, forward: Forward, output: Any) -> None:
+        after = self._policy.corrected(forward.call)
+        new = tuple(now - before for now, before in zip(after, self._before, strict=True))
+        if any(new):
+            self._on_detection(Detection(forward.call.index, forward.step, new))
+
+
+class Protection:
     """A policy on a model, from :func:`protect` until :meth:`remove`.
 
     Also a context manager, which removes it.
@@ -57,8 +75,7 @@ class Protection(Listener):
     ) -> None:
         self.model = unwrap(model)
         self._policy = make_policy(policy, settings)
-        self._on_detection = on_detection
-        self._before: list[int] = []
+        self._announcer = None if on_detection is None else _Announcer(self._policy, on_detection)
         layers = self._policy.find(self.model)
         self._clock = Clock.listen(self.model, self._policy)
         try:
@@ -66,8 +83,8 @@ class Protection(Listener):
         except Exception:
             self._clock.dismiss(self.model, self._policy)
             raise
-        if on_detection is not None:
-            Clock.listen(self.model, self)
+        if self._announcer is not None:
+            Clock.listen(self.model, self._announcer)
         self._attached = True
 
     @property
@@ -88,15 +105,6 @@ class Protection(Listener):
         """Whether anything was protected after a first token: without that, nothing is."""
         return self._policy.left_first_token
 
-    def forward_started(self, forward: Forward) -> None:
-        self._before = self._policy.corrected(forward.call)
-
-    def forward_finished(self, forward: Forward, output: Any) -> None:
-        after = self._policy.corrected(forward.call)
-        new = tuple(now - before for now, before in zip(after, self._before, strict=True))
-        if any(new) and self._on_detection is not None:
-            self._on_detection(Detection(forward.call.index, forward.step, new))
-
     def remove(self) -> None:
         """Leave the model as it was before. Counts can still be read. Safe to call again."""
         if not self._attached:
@@ -105,8 +113,8 @@ class Protection(Listener):
         for attached in self._taps:
             attached.remove()
         self._clock.dismiss(self.model, self._policy)
-        if self._on_detection is not None:
-            self._clock.dismiss(self.model, self)
+        if self._announcer is not None:
+            self._clock.dismiss(self.model, self._announcer)
 
     def __enter__(self) -> Protection:
         return self

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._dynamo.eval_frame import cached_backends
 
 from ft2.forward import Lane, hears_nothing
 from ft2.protection.arithmetic import clip, count_corrected
@@ -44,6 +45,7 @@ class ClippingLane(Lane):
         # What the layers of the running forward use; compiled layers guard on what they read.
         self._restrictors = self._idle
         self._is_clipping = False
+        self._may_wait = False
         self._counts_later = False
         self._waiting: list[tuple[int, Tensor]] = []
 
@@ -57,6 +59,7 @@ class ClippingLane(Lane):
         live:
             bool (rows, tokens or 1), False where corrections are not counted; None when all are.
         """
+        self.end()
         kind = request.kind
         if kind is None or (live is not None and live.shape != (request.requests, 1)):
             return
@@ -70,9 +73,13 @@ class ClippingLane(Lane):
         self._counts_later = bool(resident.restrictors) and not torch.is_grad_enabled()
         if self._counts_later:
             self._restrictors = resident.restrictors
+        # Compiled code cannot follow a class that changes; a backend is known once it may run.
+        self._may_wait = not any(callable(backend) for backend in cached_backends.values())
 
     def end(self) -> None:
         """Clip nothing more until the next :meth:`begin`."""
+        if self._restrictors is not self._idle:
+            self._resident.check_all_settled()
         self._restrictors = self._idle
         self._is_clipping = False
         self.is_direct = False
@@ -83,13 +90,13 @@ class ClippingLane(Lane):
         if restrictor is None:
             return self._otherwise(self._keys[seat], output)
         # An output that something else has made its own must not wait.
-        if restrictor.waits and type(output) is Tensor:
+        if restrictor.waits and self._may_wait and type(output) is Tensor:
             return Pending.wait(output, restrictor)
         restrictor.restrict(output)
         return output
 
     def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
-        if not self._is_clipping:
+        if not self._is_clipping or seat in self._resident.late:
             return self._otherwise(self._keys[seat], output)
         resident = self._resident
         bounds = resident.bounds[seat]

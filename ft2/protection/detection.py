@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ft2.forward import Lane, hears_nothing
+from ft2.native import load
 from ft2.protection.resident import keep_address
 
 __all__ = ["BoundsCheck", "Check", "ChecksumCheck", "DetectionLane"]
@@ -93,7 +94,10 @@ class ChecksumCheck:
         self.refresh()
 
     def refresh(self) -> None:
-        """Sum the weights that are others than before: moved, loaded, merged or exchanged."""
+        """Sum the weights that are others than before: moved, loaded, exchanged, changed in place.
+
+        What writes past autograd, to a weight's ``.data``, leaves no trace: make another check.
+        """
         for index, module in enumerate(self._modules):
             identity = _identity(module)
             if identity != self._known[index]:
@@ -107,9 +111,20 @@ class ChecksumCheck:
 
 
 class DetectionLane(Lane):
-    """Keeps the outputs of linear layers, and has them checked at the end of each forward."""
+    """Keeps the outputs of linear layers, and has them checked at the end of each forward.
+
+    What a model adds to an output in place, as Falcon does, is checked with it, and flagged.
+
+    Raises
+    ------
+    RuntimeError
+        If there are no native operations to check with.
+    """
 
     def __init__(self, checks: list[Check]) -> None:
+        status = load()
+        if not status.cpu.active:
+            raise RuntimeError(f"detection needs the native operations: {status.cpu.detail}")
         self._checks = checks
         self._is_keeping = False
         self._seats: list[int] = []
@@ -117,12 +132,11 @@ class DetectionLane(Lane):
         self._outputs: list[Tensor] = []
 
     def begin(self) -> None:
-        """Keep and check the outputs of the forward that begins, until :meth:`end`."""
+        """Keep and check the outputs of the forward that begins, until its end."""
         self._is_keeping = True
         self.is_direct = hears_nothing()
 
     def end(self) -> None:
-        """Keep nothing more, also where the forward failed."""
         self._is_keeping = False
         self.is_direct = False
         self._forget()
@@ -166,9 +180,12 @@ def summed_weight(module: nn.Linear, group: int = 0) -> Tensor:
 
 
 def _identity(module: nn.Linear) -> tuple[Any, ...]:
-    """What changes when a weight or bias does; a tensor that is gone cannot be taken for it."""
+    """What changes when a weight or bias does."""
     parts = (module.weight, module.bias)
     return tuple(
-        None if part is None else (id(part), part.data_ptr(), part._version, part.device)
+        # What was made in inference mode counts no versions.
+        None
+        if part is None
+        else (id(part), part.data_ptr(), 0 if part.is_inference() else part._version)
         for part in parts
     )

@@ -3,7 +3,9 @@
 In eager mode a decoding step is bound by the number of launches, so one more for each layer shows.
 Most critical layers' outputs go straight into a sum (the residual stream) or a product (a gated
 MLP): there one native operation restricts and adds, in the launch that the sum takes anyway.
-Whatever else is done to such an output first, its values are restricted before.
+Whatever else torch does to such an output first, its values are restricted before. Code that takes
+tensors past torch's own functions (an extension bound by pybind, dlpack) is not seen; but an output
+that nothing had restricted at the forward's end is, and then the model's outputs wait no more.
 """
 
 from __future__ import annotations
@@ -38,9 +40,11 @@ class Restrictor:
     waits:
         Whether the layer's outputs wait for their first use. They do until one of them was used
         by something that cannot restrict it on the way.
+    waiting:
+        How many outputs wait now.
     """
 
-    __slots__ = ("_add", "_multiply", "_restrict", "_with", "waits")
+    __slots__ = ("_add", "_multiply", "_restrict", "_with", "waiting", "waits")
 
     def __init__(
         self, operations: Operations, bounds: Tensor, corrected: Tensor, live: Tensor | None
@@ -50,6 +54,7 @@ class Restrictor:
         self._multiply = operations.restrict_and_multiply
         self._with = (bounds, corrected, live)
         self.waits = True
+        self.waiting = 0
 
     def restrict(self, output: Tensor) -> None:
         """Restrict the output in place."""
@@ -59,6 +64,8 @@ class Restrictor:
         """Restrict the output in place, and return its sum with `other`."""
         try:
             return self._add(output, other, *self._with)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             # Of other shapes, types or strides; then nothing was done yet.
             self.waits = False
@@ -69,6 +76,8 @@ class Restrictor:
         """Restrict the output in place, and return its product with `other`."""
         try:
             return self._multiply(output, other, *self._with)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             self.waits = False
             self._restrict(output, *self._with)
@@ -85,6 +94,7 @@ class Pending(Tensor):
         """Let `output` itself wait for its first use."""
         output.__class__ = Pending
         output._restrictor = restrictor
+        restrictor.waiting += 1
         return output
 
     def __add__(self, other: Any) -> Any:
@@ -100,22 +110,24 @@ class Pending(Tensor):
         return other * self._settled() if type(other) is not Tensor else self._product(other)
 
     def _sum(self, other: Tensor) -> Tensor:
-        restrictor = self._restrictor
-        self.__class__ = Tensor  # type: ignore[assignment]
-        return restrictor.add(self, other)
+        return self._become_plain().add(self, other)
 
     def _product(self, other: Tensor) -> Tensor:
-        restrictor = self._restrictor
-        self.__class__ = Tensor  # type: ignore[assignment]
-        return restrictor.multiply(self, other)
+        return self._become_plain().multiply(self, other)
 
     def _settled(self) -> Tensor:
         """Restrict the values, which something else than a sum or a product is about to use."""
-        restrictor = self._restrictor
-        self.__class__ = Tensor  # type: ignore[assignment]
+        restrictor = self._become_plain()
         restrictor.waits = False
         restrictor.restrict(self)
         return self
+
+    def _become_plain(self) -> Restrictor:
+        restrictor = self._restrictor
+        del self._restrictor
+        self.__class__ = Tensor  # type: ignore[assignment]
+        restrictor.waiting -= 1
+        return restrictor
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

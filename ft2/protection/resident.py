@@ -41,6 +41,8 @@ class Resident:
         int64 (requests,).
     live:
         bool (requests, 1), whose corrections are counted; None for a single request.
+    late:
+        The layers, by their places, that have learned nothing yet.
     restrictors:
         What restricts each layer's outputs natively; None where nothing was learned, and where
         there is nothing native.
@@ -51,6 +53,7 @@ class Resident:
     ) -> None:
         self.dtype = dtype
         self.live: Tensor | None = None
+        self.late: tuple[int, ...] = ()
         self.restrictors: list[Restrictor | None] = []
         self._keys = keys
         self._owner: RequestBounds | None = None
@@ -75,6 +78,12 @@ class Resident:
                 Restrictor(operations, bounds, self.corrected, self.live)
                 for bounds in self.bounds.unbind()
             ]
+
+    def check_all_settled(self) -> None:
+        """Let no output wait from now on, if one was used past torch and never restricted."""
+        if any(each.waiting for each in self._restrictors):
+            for each in self._restrictors:
+                each.waits, each.waiting = False, 0
 
     def hold(self, request: RequestBounds, live: Tensor | None) -> None:
         """Take the place of a request's bounds and counters, until another one's are held.
@@ -107,6 +116,7 @@ class Resident:
         learned = [request.widened(key) for key in self._keys]
         known = [self._unlearned if each is None else each for each in learned]
         torch.stack(known, out=self.bounds)
+        self.late = tuple(place for place, each in enumerate(learned) if each is None)
         if self._restrictors:
             self.restrictors = [
                 None if each is None else restrictor

@@ -34,6 +34,9 @@ class _Doubling(Lane):
     def finish(self) -> None:
         self.finished += 1
 
+    def end(self) -> None:
+        pass
+
 
 def _model() -> Any:
     torch.manual_seed(0)

@@ -41,12 +41,8 @@ class _Detecting(Listener):
         self.lane.begin()
 
     def forward_finished(self, forward: Forward, output: Any) -> None:
-        self.lane.end()
         self.seen.append(self.flags.tolist())
         self.flags.zero_()
-
-    def call_failed(self, error: Exception) -> None:
-        self.lane.end()
 
     def __enter__(self) -> _Detecting:
         return self

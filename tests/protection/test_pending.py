@@ -110,3 +110,10 @@ def test_shape_and_type_can_be_asked_of_an_output_that_waits() -> None:
     assert output.shape == (1, 4)
     assert output.dtype == torch.float32
     assert repr(output).startswith("tensor(")
+
+
+@torch.no_grad()
+def test_an_output_settles_without_a_trace() -> None:
+    output = Pending.wait(torch.tensor([_VALUES]), _restrictor(torch.zeros(1, dtype=torch.int64)))
+    output + _OTHER
+    assert vars(output) == {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -126,16 +125,6 @@ class FirstTokenPolicy(Policy):
             self._live = alive if self._real is None else self._real & alive
         if self._lane is not None and not forward.is_first_token:
             self._lane.begin(bounds, self._live)
-
-    def forward_finished(self, forward: Forward, output: Any) -> None:
-        self._rest()
-
-    def call_failed(self, error: Exception) -> None:
-        self._rest()
-
-    def _rest(self) -> None:
-        if self._lane is not None:
-            self._lane.end()
 
     def _output(self, key: Key, output: Tensor) -> Tensor:
         view = by_row(output, self._clock.forward)
