@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from transformers.generation import (
 )
 from transformers.utils import output_capturing
 
+from ft2.campaign.left_behind import LeftBehind
 from ft2.campaign.prompt import Prompt
 from ft2.campaign.returned import asked_for
 from ft2.forward.disguise import Disguise
@@ -130,7 +131,12 @@ class Watch:
         asked = _asked(module, input_ids, given)
         said = self._answer(asked)
         if said is None:
+            left = LeftBehind(module)
             said = original._sample(module, input_ids, **given)
+            changed = left.changed(module)
+            if changed is not None and asked.alone is None:
+                reason = f"its forward leaves {changed} behind, which the test could read"
+                asked = replace(asked, alone=reason, prompts=(), cache=None)
             self._hear(asked, said)
         return said
 

@@ -166,6 +166,8 @@ class Run(Listener):
         self.asked[self.calls - 1] = asked
 
     def _keep(self, asked: Asked, result: Any) -> None:
+        # Its decoding may have shown that it must go alone.
+        self.asked[self.calls - 1] = asked
         if any(prompt.returns for prompt in asked.prompts):
             self.returned[self.calls - 1] = GoldenReturned.of(result)
 
