@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.plugin.conftest import RIGHT, Project
@@ -305,3 +307,53 @@ def test_a_trial_whose_test_never_asks_runs_again_alone(project: Project) -> Non
     (campaign,) = project.json()["campaigns"]
     assert campaign["planned"] == 40
     assert {trial["batch"] for trial in campaign["trials"]} == {1, 64}
+
+
+# The test reads what the last forward left in the model.
+LEFT_BEHIND = """
+import pytest
+import torch
+from conftest import generate
+
+KNOWN = []
+
+@pytest.fixture(scope="session")
+def model(model):
+    head = model.lm_head
+
+    class Remembering(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = head
+
+        @property
+        def weight(self):
+            return self.head.weight
+
+        def forward(self, hidden):
+            logits = self.head(hidden)
+            self.last = logits.detach()[0, -1]
+            return logits
+
+    model.lm_head = Remembering()
+    return model.eval()
+
+@pytest.mark.sdc_budget(1)
+def test_answer(model):
+    generate(model)
+    KNOWN.append(model.lm_head.last.argmax().item())
+    assert KNOWN[-1] == KNOWN[0]
+"""
+
+
+def test_what_a_forward_leaves_behind_is_that_of_the_trials_own_forward(project: Project) -> None:
+    found = []
+    for batch in ("1", "64"):
+        project.pytester.makepyfile(test_left=LEFT_BEHIND)
+        faults = ("--ft2-faults=60", "--ft2-protection=none", "--ft2-json=left.json")
+        project.run("-o", f"ft2_batch={batch}", *faults)
+        (campaign,) = json.loads((project.path / "left.json").read_text())["campaigns"]
+        assert campaign["verdict"] == "fail"
+        found.append([trial["outcome"] for trial in campaign["trials"]])
+    assert found[0] == found[1]
+    assert "sdc" in found[0]
