@@ -18,8 +18,8 @@ import json
 import runpy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,78 +35,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ft2
 from ft2.campaign import Outcome, Recorder, is_harness_error
 from ft2.faults import FAULT_MODELS, Draw, Fault, FaultModel, Space, fault_model
-from ft2.layers import Projection, projections
+from ft2.layers import projections
+from ft2.layers.parts import Part, part_of, parts_of
 from ft2.protection import POLICIES
-from ft2.protection.policies.first_token import FirstTokenPolicy
-from ft2.protection.settings import PolicySettings
+from ft2.protection.policies.chosen_parts import ChosenPartsPolicy
 from ft2.verdict import interval
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "example_suites" / "quickstart"
 ENCODING = "fp16"
 SIGNIFICANT = 0.05
 EVERYTHING, BY_RULE, NOTHING = "all protected", "ft2", "none"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One kind of projection, in all blocks: of a fused one, the columns that are (not) critical.
-
-    Attributes
-    ----------
-    label:
-        The projections' path inside their block.
-    critical, reason:
-        The rule's answer.
-    """
-
-    label: str
-    critical: bool
-    reason: str = field(compare=False)
-
-    @property
-    def rule(self) -> str:
-        """The rule's answer, for a table."""
-        return "critical" if self.critical else "not critical"
-
-
-def part_of(projection: Projection, critical: bool) -> Part:
-    """Return the part that the projection's columns that are (not) critical belong to."""
-    path = projection.name.split(".")
-    block = next((i for i, name in enumerate(path) if name.isdigit()), -1)
-    label = ".".join(name for name in path[block + 1 :] if not name.isdigit())
-    if len(projection.columns) > 1:
-        label += ", critical columns" if critical else ", other columns"
-        return Part(label, critical, f"of all its columns: {projection.reason}")
-    return Part(label, critical, projection.reason)
-
-
-def parts_of(model: nn.Module) -> list[Part]:
-    """List all parts of the model, in forward order."""
-    found = (
-        part_of(projection, critical)
-        for projection in projections(model)
-        for _, _, critical in projection.columns
-    )
-    return list(dict.fromkeys(found))
-
-
-class SelectedParts(FirstTokenPolicy):
-    """FT2's bounds and corrections on chosen parts of a model, whatever the rule says of them."""
-
-    def __init__(self, parts: Iterable[Part], settings: PolicySettings) -> None:
-        super().__init__(settings)
-        self._parts = frozenset(parts)
-
-    def find(self, model: nn.Module) -> list[Projection]:
-        found = []
-        for projection in projections(model):
-            columns = tuple(
-                (start, stop, part_of(projection, critical) in self._parts)
-                for start, stop, critical in projection.columns
-            )
-            if any(chosen for _, _, chosen in columns):
-                found.append(replace(projection, columns=columns))
-        return found
 
 
 @dataclass(frozen=True)
@@ -516,10 +454,9 @@ class Experiment:
         self._bits = fault_model(bits)
         self._seed = seed
         self._batch = batch
-        POLICIES[EVERYTHING] = partial(SelectedParts, self.parts)
+        POLICIES[EVERYTHING] = partial(ChosenPartsPolicy, frozenset(self.parts).__contains__)
         for part in self.parts:
-            others = [other for other in self.parts if other != part]
-            POLICIES[self.without(part)] = partial(SelectedParts, others)
+            POLICIES[self.without(part)] = partial(ChosenPartsPolicy, part.__ne__)
         self.policies = [EVERYTHING, *map(self.without, self.parts), BY_RULE, NOTHING]
         self.questions = [each for each in subject.questions if self._is_stable(each)]
         if not self.questions:
