@@ -25,10 +25,10 @@ from transformers.generation import (
 )
 from transformers.utils import output_capturing
 
-from ft2.campaign.left_behind import LeftBehind
 from ft2.campaign.prompt import Prompt
 from ft2.campaign.returned import asked_for
 from ft2.forward.disguise import Disguise
+from ft2.forward.left_behind import LeftBehind
 
 __all__ = ["Asked", "Watch"]
 

@@ -222,6 +222,8 @@ class Recorder(Listener):
     def _observe(self, projection: Projection) -> Callable[[Tensor], Tensor]:
         @torch.compiler.disable
         def observe(output: Tensor) -> Tensor:
+            if self._clock.is_recomputing:
+                return output
             forward = self._clock.forward
             tokens = by_row(output, forward).shape[1]
             skipped = forward.tokens - tokens
@@ -249,6 +251,8 @@ class Recorder(Listener):
 
     def _observe_vectors(self, group: list[Projection]) -> Callable[[Vectors], Tensor]:
         def observe(vectors: Vectors) -> Tensor:
+            if self._clock.is_recomputing:
+                return vectors.values
             forward = self._clock.forward
             running = self._steps[forward.call, forward.step]
             tokens = vectors.count // forward.rows
@@ -285,6 +289,8 @@ class Recorder(Listener):
 
         @torch.compiler.disable
         def observe(output: Tensor) -> Tensor:
+            if self._clock.is_recomputing:
+                return output
             self._macs.lm_head += output.numel() * features
             self._hear(output)
             return output

@@ -113,6 +113,9 @@ class _Injector(Listener):
         self._positions[place] = self._positions.get(place, 0) + forward.tokens
 
     def _strike_vectors(self, projection: Projection, vectors: Vectors, forward: Forward) -> None:
+        # A fault is transient: what is computed again has none, and counts no positions.
+        if self.clock.is_recomputing:
+            return
         here = (forward.call.index - self._first_call, forward.step)
         start = self._positions.get((_EVERY_PRODUCT, forward.call, forward.step), 0)
         tokens = vectors.count // forward.rows
@@ -132,7 +135,7 @@ class _Injector(Listener):
                     element.copy_(injection.strike(element))
 
     def _strike(self, layer: str, output: Tensor, forward: Forward) -> Tensor:
-        if not self.waiting[layer]:
+        if not self.waiting[layer] or self.clock.is_recomputing:
             return output
         view = by_row(output, forward)
         place = (layer, forward.call, forward.step)

@@ -1,27 +1,37 @@
 """A forward pass as it happens: its call, step, rows and tokens, and what each layer puts out."""
 
+from ft2.forward.adoption import adopted, copied
 from ft2.forward.attach import attach
 from ft2.forward.call import Call, Forward, Listener
 from ft2.forward.clock import Clock, request
 from ft2.forward.lane import Lane, hears_nothing, takes_a_seat
+from ft2.forward.review import Reviewer
 from ft2.forward.rows import by_row, fit_tokens
 from ft2.forward.tap import Order, Tap, tap, tap_in_lane
 from ft2.forward.trail import Vectors
+from ft2.forward.undo import CacheRecord, Kept, UndoError, rows_written_elsewhere
 
 __all__ = [
+    "CacheRecord",
     "Call",
     "Clock",
     "Forward",
+    "Kept",
     "Lane",
     "Listener",
     "Order",
+    "Reviewer",
     "Tap",
+    "UndoError",
     "Vectors",
+    "adopted",
     "attach",
     "by_row",
+    "copied",
     "fit_tokens",
     "hears_nothing",
     "request",
+    "rows_written_elsewhere",
     "takes_a_seat",
     "tap",
     "tap_in_lane",

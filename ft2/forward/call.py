@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -59,6 +60,10 @@ class Forward:
         Tokens that the cache held before.
     real:
         bool (rows, tokens), False at padding; None when nothing is padding.
+    inputs:
+        What the model is given, by name.
+    cache:
+        The cache among these, or None.
     """
 
     call: Call
@@ -67,6 +72,8 @@ class Forward:
     tokens: int
     cached: int
     real: Tensor | None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    cache: Any = None
 
     @property
     def is_first_token(self) -> bool:

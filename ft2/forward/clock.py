@@ -25,6 +25,7 @@ from transformers import StoppingCriteriaList
 from ft2.forward.call import Call, Forward, Kind, Listener
 from ft2.forward.disguise import Disguise
 from ft2.forward.lane import Lane
+from ft2.forward.review import Reviewer
 from ft2.layers import unwrap
 
 __all__ = ["Clock", "request"]
@@ -35,13 +36,28 @@ class Clock:
 
     There is one clock a model, worn by the model (and its decoder stack, for callers that go past
     the head) while anything listens. Use :meth:`listen`.
+
+    Attributes
+    ----------
+    current:
+        The forward being computed, if any.
+    is_computing, is_recomputing:
+        Whether a forward is being computed, and whether that is one that was rejected before.
+    calls:
+        How many calls began since anything listens.
+    lanes:
+        What is told when a forward is computed, and when it ends.
+    reviewer:
+        What may reject forwards, if anything.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.current: Forward | None = None
         self.is_computing = False
+        self.is_recomputing = False
         self.calls = 0
         self.lanes: list[Lane] = []
+        self.reviewer: Reviewer | None = None
         self._listeners: list[Listener] = []
         self._lock = threading.RLock()
         self._stacks = threading.local()
@@ -124,6 +140,10 @@ class Clock:
             forward = self._begin(module, args, kwargs)
             try:
                 output = self._compute(self, module, call, args, kwargs)
+                if self.reviewer is not None:
+                    while self._rejects(self.reviewer, forward, output):
+                        output = self._compute(self, module, call, args, kwargs)
+                    output = self._accepted(self.reviewer, forward, output)
             except BaseException as error:
                 self._broken(error)
                 raise
@@ -189,13 +209,22 @@ class Clock:
         return forward
 
     @torch.compiler.disable
+    def _rejects(self, reviewer: Reviewer, forward: Forward, output: Any) -> bool:
+        self.is_recomputing = reviewer.rejects(forward, output)
+        return self.is_recomputing
+
+    @torch.compiler.disable
+    def _accepted(self, reviewer: Reviewer, forward: Forward, output: Any) -> Any:
+        return reviewer.accepted(forward, output)
+
+    @torch.compiler.disable
     def _broken(self, error: BaseException) -> None:
         self._end()
         if isinstance(error, Exception):
             self._failed(error)
 
     def _end(self) -> None:
-        self.current, self.is_computing = None, False
+        self.current, self.is_computing, self.is_recomputing = None, False, False
         for lane in self.lanes:
             lane.end()
 
@@ -231,7 +260,7 @@ class Clock:
             if _tells_padding(mask, rows):
                 start = cached if mask.shape[1] > cached + tokens else mask.shape[1] - tokens
                 real = mask[:, start : start + tokens].bool()
-        return Forward(call, step, rows, tokens, cached, real)
+        return Forward(call, step, rows, tokens, cached, real, inputs, cache)
 
     def _cached_tokens(self, cache: Any, call: Call | None, tokens: int) -> int:
         length = getattr(cache, "get_seq_length", None)

@@ -13,7 +13,7 @@ from torch import nn
 from ft2.forward import Clock, Forward, Listener
 from ft2.layers import unwrap
 from ft2.protection.policies import make_policy
-from ft2.protection.policy import Policy
+from ft2.protection.policy import Policy, Recomputations
 from ft2.protection.profile import Profile
 from ft2.protection.settings import PolicySettings
 
@@ -101,6 +101,11 @@ class Protection:
         return self._policy.counts
 
     @property
+    def recomputations(self) -> list[Recomputations]:
+        """What became of the detections of ``ft2-recompute``, oldest call first; else empty."""
+        return self._policy.recomputations
+
+    @property
     def left_first_token(self) -> bool:
         """Whether anything was protected after a first token: without that, nothing is."""
         return self._policy.left_first_token
@@ -136,6 +141,8 @@ def protect(
     *,
     bounds: Profile | str | os.PathLike[str] | None = None,
     correction: Literal["clip", "zero"] | None = None,
+    detect: Literal["checksums", "bounds", "checksums+bounds"] | None = None,
+    group: int | None = None,
 ) -> Protection:
     """Protect a model against soft errors.
 
@@ -149,19 +156,28 @@ def protect(
         later ones (FT2, HPDC '25). ``none``: nothing. With bounds profiled offline: ``ranger``
         (outputs of activations), ``maximals`` (last projections of attention and of the MLP),
         ``global-clipper`` (values and outputs of attention) and ``ft2-offline`` (FT2's layers).
+        ``ft2-recompute`` detects wrong values on every projection, from the first token on, and
+        computes such a step again (:mod:`ft2.protection.policies.recompute`); what it counts as
+        corrected are rows of steps.
     scale:
         How far bounds are widened, at least 1; None: as the policy has it, 2 for ``ft2`` (FT2,
-        section 4.2.1), 1.3 for ``maximals``, 1 for the others.
+        section 4.2.1) and ``ft2-recompute``, 1.3 for ``maximals``, 1 for the others.
     on_detection:
         Called with a :class:`Detection` after each forward in which something was corrected.
         Finding that out waits for the device in each forward; without it nothing does.
     bounds:
         What :func:`ft2.profile` returned for this policy and this model, or the file that it was
-        saved in.
+        saved in. ``ft2-recompute`` can take those of ``ft2-offline``, for the first token.
     correction:
         What ``ft2`` and ``ft2-offline`` do with values out of bounds: ``clip`` them to the bound,
         as the paper has it (FT2, section 4.3), or set them to ``zero``, as its code does. The
         others have a correction of their own.
+    detect:
+        What ``ft2-recompute`` detects by: ``checksums`` of every projection, which is the default,
+        ``bounds`` on critical layers (learned on the first token), or ``checksums+bounds``.
+    group:
+        How many columns one of its checksums has, where that divides a layer's; 0: all. None: 16
+        in bf16, else all. Smaller groups see smaller errors.
 
     Returns
     -------
@@ -178,5 +194,5 @@ def protect(
         model's.
     """
     profile = bounds if bounds is None or isinstance(bounds, Profile) else Profile.load(bounds)
-    settings = PolicySettings(scale, correction, profile)
+    settings = PolicySettings(scale, correction, profile, detect, group)
     return Protection(model, policy, settings, on_detection)

@@ -3,28 +3,47 @@
 The outputs are kept until the forward's end, and checked there: against bounds, against their
 checksums, or both. Reading the flags waits for the device, so it is left to whoever needs them.
 
-A checksum is the sum over a projection's columns, which equals the inputs times the sum of the
-weight's rows (Huang and Abraham, 1984); csrc/checksum.h says how far rounding sets them apart. The
-sums of the weights are computed once for each weight. They are kept beside the weight, not as one
-more row of it: so the weight stays the model's own tensor, and the row's product costs one pass
-over the inputs in the launch that checks.
+The sums of the weights are computed once for each weight. They are kept beside the weight, not as
+one more row of it: so the weight stays the model's own tensor, and the row's product costs one pass
+over the inputs in the launch that checks. Where the native operations are not there, plain torch
+checks, in several launches for each output.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ft2.forward import Lane, hears_nothing
-from ft2.native import load
+from ft2.native import OUTSIDE_BOUNDS, WRONG_SUM, load
+from ft2.protection.checksum import differing_sums, roundoffs_of, summed_weight, sums_of
 from ft2.protection.resident import keep_address
 
-__all__ = ["BoundsCheck", "Check", "ChecksumCheck", "DetectionLane"]
+__all__ = ["BoundsCheck", "Check", "ChecksumCheck", "DetectionLane", "Output", "summed_weight"]
 
-# csrc/checksum.h: fp32 outputs carry the rounding of their accumulation too.
-_ROUNDOFFS = {torch.float16: 8.0, torch.bfloat16: 8.0, torch.float32: 64.0}
+# How many numbers are kept until the forward's end: a long prompt's would not fit.
+_MOST_KEPT = 2**25
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a layer computed.
+
+    Attributes
+    ----------
+    seat:
+        Which layer.
+    hidden, values:
+        What it was given and what it put out: (rows, tokens, columns), or flattened.
+    """
+
+    seat: int
+    hidden: Tensor
+    values: Tensor
 
 
 class Check(Protocol):
@@ -43,27 +62,61 @@ class Check(Protocol):
 
 
 class BoundsCheck:
-    """Flags rows with a value outside of its layer's bounds.
+    """Flags rows with a value outside of its layer's bounds; NaN is outside.
 
     Parameters
     ----------
     bounds:
-        fp32 (layers, 2, n), lower ones first, where the rows are a multiple of n.
+        fp32 (places, 2, n), lower ones first, where the rows are a multiple of n.
     flags:
-        uint8 (rows,): gets the bit ``ft2.native.OUTSIDE_BOUNDS``; never reset here.
+        uint8 (rows,), or (rows · tokens,): gets the bit ``ft2.native.OUTSIDE_BOUNDS``; never reset
+        here.
+    places:
+        Of each place its layer's seat, and its columns from and to; None: each seat is a place,
+        with all of its columns.
     """
 
-    def __init__(self, bounds: Tensor, flags: Tensor) -> None:
+    def __init__(
+        self, bounds: Tensor, flags: Tensor, places: Sequence[tuple[int, int, int]] | None = None
+    ) -> None:
         self.bounds = bounds
         self.flags = flags
+        self._is_native = load().serves(flags.device)
+        self._places: dict[int, list[tuple[int, slice]]] = {}
+        for at in range(len(bounds)):
+            seat, start, stop = (at, 0, None) if places is None else places[at]
+            self._places.setdefault(seat, []).append((at, slice(start, stop)))
         keep_address(bounds)
         keep_address(flags)
 
     def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
+        order, parts = [], []
+        for seat, output in zip(seats, outputs, strict=True):
+            for at, columns in self._places.get(seat, ()):
+                order.append(at)
+                whole = columns.start == 0 and columns.stop in (None, output.shape[-1])
+                parts.append(output if whole else output[..., columns])
+        if not parts:
+            return
         bounds = self.bounds
-        if seats != list(range(len(bounds))):
-            bounds = torch.stack([bounds[seat] for seat in seats])
-        torch.ops.ft2.check_bounds.default(outputs, bounds, self.flags)
+        if order != list(range(len(bounds))):
+            bounds = torch.stack([bounds[at] for at in order])
+        if self._is_native:
+            torch.ops.ft2.check_bounds.default(_adjacent(parts), bounds, self.flags)
+            return
+        for part, both in zip(parts, bounds, strict=True):
+            _raise_flags(self.flags, _outside(part, both).any(1), OUTSIDE_BOUNDS)
+
+    def spots(self, output: Output, vectors: Tensor) -> list[tuple[int, int, int]]:
+        """Return vector and column of each value that is outside, of some vectors, int64 (n,)."""
+        found = []
+        values = output.values.reshape(-1, output.values.shape[-1])
+        for at, columns in self._places.get(output.seat, ()):
+            bounds = self.bounds[at]
+            bounds = bounds[:, vectors // (len(values) // bounds.shape[1])]
+            wrong = _outside(values[vectors, columns], bounds).nonzero().tolist()
+            found += [(int(vectors[n]), columns.start + column, 0) for n, column in wrong]
+        return found
 
 
 class ChecksumCheck:
@@ -74,65 +127,102 @@ class ChecksumCheck:
     modules:
         The linear layers, in the order of their seats.
     flags:
-        uint8 (rows,): gets the bit ``ft2.native.WRONG_SUM``; never reset here.
+        uint8 (rows,), or (rows · tokens,): gets the bit ``ft2.native.WRONG_SUM``; never reset here.
     group:
         How many columns are summed at a time, where that divides a layer's columns: a single sum
         has all columns, and hides small errors in the rounding of many. 0 sums all.
     """
 
-    def __init__(self, modules: list[nn.Linear], flags: Tensor, group: int = 0) -> None:
+    def __init__(self, modules: Sequence[nn.Module], flags: Tensor, group: int = 0) -> None:
         self.flags = flags
-        self._modules = modules
+        self._is_native = load().serves(flags.device)
+        self._modules = list(modules)
         self._group = group
-        self._known: list[tuple[Any, ...]] = [() for _ in modules]
-        self._sums: list[Tensor] = [flags.new_empty(0) for _ in modules]
-        dtype = modules[0].weight.dtype
-        if dtype not in _ROUNDOFFS:
-            raise ValueError(f"checksums are for fp16, bf16 and fp32 layers, not {dtype}")
-        self._roundoffs = _ROUNDOFFS[dtype]
+        self._roundoffs = 0.0
+        self._sums: list[Tensor] = []
         keep_address(flags)
         self.refresh()
 
     def refresh(self) -> None:
         """Sum the weights that are others than before: moved, loaded, exchanged, changed in place.
 
-        What writes past autograd, to a weight's ``.data``, leaves no trace: make another check.
+        What writes past autograd, to a weight's ``.data``, leaves no trace.
         """
-        for index, module in enumerate(self._modules):
-            identity = _identity(module)
-            if identity != self._known[index]:
-                self._known[index] = identity
-                self._sums[index] = summed_weight(module, self._group)
-                keep_address(self._sums[index])
+        weights: list[Tensor] = [module.weight for module in self._modules]  # type: ignore[misc]
+        self._roundoffs = roundoffs_of(weights[0])
+        self._sums = [sums_of(module, self._group) for module in self._modules]
 
     def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
         sums = [self._sums[seat] for seat in seats]
-        torch.ops.ft2.check_products.default(outputs, hidden, sums, self.flags, self._roundoffs)
+        if self._is_native:
+            torch.ops.ft2.check_products.default(
+                _adjacent(outputs), _adjacent(hidden), sums, self.flags, self._roundoffs
+            )
+            return
+        for values, given, each in zip(outputs, hidden, sums, strict=True):
+            wrong = differing_sums(values, given, each, self._roundoffs)
+            _raise_flags(self.flags, wrong.any(1), WRONG_SUM)
+
+    def spots(self, output: Output, vectors: Tensor) -> list[tuple[int, int, int]]:
+        """Return where sums are wrong, of some vectors, int64 (n,).
+
+        Returns
+        -------
+        list of tuple
+            The vector, its group of columns, and a hash of the group's values: a sum does not tell
+            which of them is wrong, but a value that stays leaves all of them as they were.
+        """
+        values, hidden = (
+            each.reshape(-1, each.shape[-1])[vectors] for each in (output.values, output.hidden)
+        )
+        sums = self._sums[output.seat]
+        wrong = differing_sums(values, hidden, sums, self._roundoffs)
+        groups = values.detach().reshape(len(values), len(sums), -1)
+        return [
+            (int(vectors[n]), group, hash(bytes(groups[n, group].view(torch.uint8).tolist())))
+            for n, group in wrong.nonzero().tolist()
+        ]
 
 
 class DetectionLane(Lane):
     """Keeps the outputs of linear layers, and has them checked at the end of each forward.
 
-    What a model adds to an output in place, as Falcon does, is checked with it, and flagged.
+    Parameters
+    ----------
+    checks:
+        What is made of them.
+    at_once:
+        Seats whose outputs the model changes in place afterwards, as Falcon adds to one: these are
+        checked as soon as they are there.
 
-    Raises
-    ------
-    RuntimeError
-        If there are no native operations to check with.
+    Attributes
+    ----------
+    outputs:
+        What was checked in the running forward, until it ends; incomplete after a long prompt, and
+        empty in compiled code, which keeps nothing.
     """
 
-    def __init__(self, checks: list[Check]) -> None:
-        status = load()
-        if not status.cpu.active:
-            raise RuntimeError(f"detection needs the native operations: {status.cpu.detail}")
-        self._checks = checks
+    def __init__(self, checks: Sequence[Check], at_once: frozenset[int] = frozenset()) -> None:
+        self.outputs: list[Output] = []
+        self._checks = list(checks)
+        self._at_once = at_once
         self._is_keeping = False
+        self._kept = 0
         self._seats: list[int] = []
         self._hidden: list[Tensor] = []
         self._outputs: list[Tensor] = []
 
-    def begin(self) -> None:
-        """Keep and check the outputs of the forward that begins, until its end."""
+    def begin(self, checks: Sequence[Check] | None = None) -> None:
+        """Keep and check the outputs of the forward that begins, until its end.
+
+        Parameters
+        ----------
+        checks:
+            What is made of them, from this forward on; None: what was before.
+        """
+        if checks is not None:
+            self._checks = list(checks)
+        self._forget()
         self._is_keeping = True
         self.is_direct = hears_nothing()
 
@@ -142,50 +232,71 @@ class DetectionLane(Lane):
         self._forget()
 
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
-        if self._is_keeping:
-            self._seats.append(seat)
-            self._hidden.append(hidden)
-            self._outputs.append(output)
+        if not self._is_keeping:
+            return output
+        if seat in self._at_once:
+            for check in self._checks:
+                check([seat], [hidden], [output])
+            return output
+        self._seats.append(seat)
+        self._hidden.append(hidden)
+        self._outputs.append(output)
+        self._kept += output.numel()
+        if self._kept > _MOST_KEPT:
+            self._check()
+            self._forget()
         return output
 
     def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
         return self.eager(seat, hidden, output)
 
     def finish(self) -> None:
+        self._check()
+        if not torch.compiler.is_compiling():
+            self.outputs = list(map(Output, self._seats, self._hidden, self._outputs))
+        self._empty()
+
+    def _check(self) -> None:
         if self._seats:
             for check in self._checks:
                 check(self._seats, self._hidden, self._outputs)
-            self._forget()
 
-    def _forget(self) -> None:
+    def _empty(self) -> None:
         self._seats.clear()
         self._hidden.clear()
         self._outputs.clear()
+        self._kept = 0
+
+    def _forget(self) -> None:
+        self._empty()
+        self.outputs.clear()
 
 
-@torch.no_grad()
-def summed_weight(module: nn.Linear, group: int = 0) -> Tensor:
-    """Return fp32 (groups, inputs + 1): the weight's and, last, the bias's sum over each group.
-
-    Sums are taken in fp64 and rounded once, so that they add no error of their own.
-    """
-    columns = module.out_features
-    groups = columns // group if group and columns % group == 0 else 1
-    sums = module.weight.new_empty((groups, module.in_features + 1), dtype=torch.float32)
-    rows = module.weight.view(groups, columns // groups, module.in_features)
-    sums[:, :-1] = rows.sum(1, dtype=torch.float64)
-    bias = module.bias
-    sums[:, -1] = 0 if bias is None else bias.view(groups, -1).sum(1, dtype=torch.float64)
-    return sums
+def _adjacent(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the tensors, or copies of those that are no rows of adjacent columns."""
+    return [
+        each if each.is_contiguous() or _are_rows(each) else each.contiguous() for each in tensors
+    ]
 
 
-def _identity(module: nn.Linear) -> tuple[Any, ...]:
-    """What changes when a weight or bias does."""
-    parts = (module.weight, module.bias)
-    return tuple(
-        # What was made in inference mode counts no versions.
-        None
-        if part is None
-        else (id(part), part.data_ptr(), 0 if part.is_inference() else part._version)
-        for part in parts
+def _are_rows(tensor: Tensor) -> bool:
+    """Whether rows of adjacent columns lie at even distances."""
+    if tensor.stride(-1) != 1:
+        return False
+    sizes, strides = tensor.shape[:-1], tensor.stride()[:-1]
+    return all(
+        strides[at] == strides[at + 1] * sizes[at + 1] or sizes[at] == 1
+        for at in range(len(sizes) - 1)
     )
+
+
+def _outside(part: Tensor, bounds: Tensor) -> Tensor:
+    """Return bool (vectors, columns): which values are not within bounds, (2, n)."""
+    values = part.reshape(-1, part.shape[-1])
+    low, high = bounds.repeat_interleave(len(values) // bounds.shape[1], 1)[..., None]
+    return ~((values >= low) & (values <= high))
+
+
+def _raise_flags(flags: Tensor, wrong: Tensor, bit: int) -> None:
+    """Set a bit of the flags of those that have the vectors, bool (vectors,), that are wrong."""
+    flags |= wrong.view(len(flags), -1).any(1).to(torch.uint8) * bit

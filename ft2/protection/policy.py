@@ -3,13 +3,72 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from ft2.forward import Call, Clock, Listener, Tap
 
-__all__ = ["Policy"]
+__all__ = ["Policy", "Recomputations"]
+
+
+@dataclass(eq=False)
+class Recomputations:
+    """What became of a call's detections; each list has a number for each request.
+
+    Attributes
+    ----------
+    requests:
+        How many requests the call has.
+    detected:
+        Detections: forwards in which a row of the request was flagged, times such rows.
+    recomputed:
+        Recomputations for its sake.
+    corrected:
+        Detections that a recomputation showed no more.
+    kept:
+        Detections that it showed again at the same place: genuine values, and permanent faults.
+    """
+
+    requests: int
+    detected: list[int] = field(init=False)
+    recomputed: list[int] = field(init=False)
+    corrected: list[int] = field(init=False)
+    kept: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for counts in ("detected", "recomputed", "corrected", "kept"):
+            setattr(self, counts, [0] * self.requests)
+
+    def add(self, flagged: Sequence[bool], stayed: Sequence[bool], count: int) -> None:
+        """Count one forward.
+
+        Parameters
+        ----------
+        flagged, stayed:
+            Of each row whether it was flagged, and whether it was in the last recomputation.
+        count:
+            How often the forward was recomputed.
+        """
+        rows_each = len(flagged) // self.requests
+        for request in range(self.requests):
+            rows = range(request * rows_each, (request + 1) * rows_each)
+            found = sum(flagged[row] for row in rows)
+            kept = sum(stayed[row] for row in rows)
+            self.detected[request] += found
+            self.recomputed[request] += count if found else 0
+            self.corrected[request] += found - kept
+            self.kept[request] += kept
+
+    def join(self, requests: Iterable[int], others: Recomputations, theirs: Iterable[int]) -> None:
+        """Let requests have the counts of others."""
+        for here, there in zip(requests, theirs, strict=True):
+            self.detected[here] = others.detected[there]
+            self.recomputed[here] = others.recomputed[there]
+            self.corrected[here] = others.corrected[there]
+            self.kept[here] = others.kept[there]
 
 
 class Policy(Listener, ABC):
@@ -51,6 +110,11 @@ class Policy(Listener, ABC):
     @abstractmethod
     def left_first_token(self) -> bool:
         """Whether anything was protected after a first token."""
+
+    @property
+    def recomputations(self) -> list[Recomputations]:
+        """What became of each call's detections, if the policy recomputes; the last 1,000."""
+        return []
 
     def requests_of(self, call: Call) -> object:
         """Return what is known of a call's requests, for :meth:`join`; also of another policy."""

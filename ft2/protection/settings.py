@@ -9,7 +9,9 @@ import torch
 from ft2.protection.correction import CORRECTIONS, Correction
 from ft2.protection.profile import Profile
 
-__all__ = ["PolicySettings"]
+__all__ = ["DETECTORS", "PolicySettings"]
+
+DETECTORS = ("checksums", "bounds", "checksums+bounds")
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,23 @@ class PolicySettings:
         What is done with values out of bounds: ``clip`` or ``zero``.
     bounds:
         Bounds profiled offline.
+    detect:
+        What detects wrong values: ``checksums``, ``bounds`` or ``checksums+bounds``.
+    group:
+        How many columns a checksum has; 0 for all of a layer's.
 
     Raises
     ------
     ValueError
-        If the scale is below 1 or infinite, or the correction is unknown.
+        If the scale is below 1 or infinite, the correction or what detects unknown, or the group
+        negative.
     """
 
     scale: float | None = None
     correction: str | None = None
     bounds: Profile | None = None
+    detect: str | None = None
+    group: int | None = None
 
     def __post_init__(self) -> None:
         scale = 1.0 if self.scale is None else self.scale
@@ -46,6 +55,13 @@ class PolicySettings:
             raise ValueError(
                 f"unknown correction {self.correction!r}: use one of {', '.join(CORRECTIONS)}"
             )
+
+        if self.detect is not None and self.detect not in DETECTORS:
+            raise ValueError(
+                f"nothing detects by {self.detect!r}: use one of {', '.join(DETECTORS)}"
+            )
+        if self.group is not None and self.group < 0:
+            raise ValueError(f"group is a number of columns, or 0 for all, not {self.group}")
 
     def scale_or(self, default: float) -> float:
         """Return the scale, or the policy's own."""

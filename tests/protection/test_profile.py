@@ -291,7 +291,7 @@ def test_a_profile_is_refused_for_another_policy_and_other_layers() -> None:
     assert "layers are not those that maximals protects" in _refused(model, fewer)
 
 
-_PROFILED = [name for name in POLICIES if name not in ("ft2", "none")]
+_PROFILED = [name for name in POLICIES if name not in ("ft2", "none", "ft2-recompute")]
 
 
 @pytest.mark.parametrize("policy", _PROFILED)

@@ -9,6 +9,7 @@ from ft2.protection.policies.ft2_offline import OfflinePolicy
 from ft2.protection.policies.global_clipper import GlobalClipperPolicy
 from ft2.protection.policies.maximals import MaxiMalsPolicy
 from ft2.protection.policies.ranger import RangerPolicy
+from ft2.protection.policies.recompute import RecomputePolicy
 from ft2.protection.policies.unprotected import UnprotectedPolicy
 from ft2.protection.policy import Policy
 from ft2.protection.profile import ProfileError
@@ -24,6 +25,7 @@ POLICIES: dict[str, Callable[[PolicySettings], Policy]] = {
     "maximals": MaxiMalsPolicy,
     "global-clipper": GlobalClipperPolicy,
     "ft2-offline": OfflinePolicy,
+    "ft2-recompute": RecomputePolicy,
 }
 
 
@@ -36,8 +38,11 @@ def make_policy(name: str, settings: PolicySettings) -> Policy:
         If there is no policy of that name, or its settings are not for it.
     """
     policy = _named(name)
-    if settings.bounds is not None and not _is_profiled(policy):
+    recomputes = policy is RecomputePolicy
+    if settings.bounds is not None and not (_is_profiled(policy) or recomputes):
         raise ProfileError(f"{name} takes no profiled bounds: leave them out")
+    if (settings.detect is not None or settings.group is not None) and not recomputes:
+        raise ValueError(f"{name} detects in its own way: detect and group are for ft2-recompute")
     return policy(settings)
 
 

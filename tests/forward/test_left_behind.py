@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ft2.campaign.left_behind import LeftBehind
+from ft2.forward.left_behind import LeftBehind
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
 

@@ -1,0 +1,161 @@
+"""What a forward changed in its cache is undone exactly, and rows are adopted one by one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
+
+from ft2.forward import CacheRecord, Kept, UndoError, adopted, copied
+from tests.tiny_models import tiny_model
+from tests.zoo.configs import small_model
+
+_WINDOW = 6
+
+
+def _sliding() -> Any:
+    return tiny_model("mistral", sliding_window=_WINDOW)
+
+
+def _dynamic(model: Any) -> Cache:
+    return DynamicCache(config=model.config)
+
+
+def _static(model: Any) -> Cache:
+    return StaticCache(config=model.config, max_cache_len=24)
+
+
+_CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Cache]]] = {
+    "dynamic": (tiny_model, _dynamic),
+    "dynamic, layers made late": (tiny_model, lambda model: DynamicCache()),
+    "static": (tiny_model, _static),
+    "sliding": (_sliding, _dynamic),
+    "static sliding": (_sliding, _static),
+    "recurrent": (lambda: small_model("mamba"), _dynamic),
+    "recurrent and attention": (lambda: small_model("falcon_h1"), _dynamic),
+    "recurrent and static": (lambda: small_model("falcon_h1"), _static),
+    "convolutions": (lambda: small_model("lfm2"), _dynamic),
+    "gated delta": (lambda: small_model("qwen3_next"), _dynamic),
+}
+
+
+def _forward(model: Any, ids: Tensor, cache: Cache) -> Tensor:
+    logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+    return logits.clone()
+
+
+def _held(cache: Any) -> list[Tensor]:
+    """Everything that a cache's layers hold, copied."""
+    found = []
+    for layer in cache.layers:
+        for _, value in sorted(vars(layer).items()):
+            values = list(value.values()) if isinstance(value, dict) else [value]
+            found += [each.clone() for each in values if isinstance(each, Tensor)]
+    return found
+
+
+def _ids(rows: int, tokens: int, seed: int) -> Tensor:
+    return torch.randint(4, 56, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("case", _CASES)
+@torch.no_grad()
+def test_a_forward_that_was_undone_computes_the_same_again_at_every_step(case: str) -> None:
+    make, cache_of = _CASES[case]
+    model = make()
+    plain, undone = cache_of(model), cache_of(model)
+    # The prompt, steps of one token until any window has moved on, several tokens, one more.
+    for step, tokens in enumerate([5, 1, 1, 1, 1, 3, 1]):
+        if case in ("recurrent and attention", "recurrent and static", "gated delta", "recurrent"):
+            tokens = tokens if step == 0 else 1
+        ids = _ids(2, tokens, step)
+        expected = _forward(model, ids, plain)
+        record = CacheRecord([undone], tokens)
+        # Other tokens: whatever they leave behind must not be seen.
+        _forward(model, _ids(2, tokens, step + 100), undone)
+        record.undo()
+        assert torch.equal(_forward(model, ids, undone), expected)
+        for one, other in zip(_held(plain), _held(undone), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("case", _CASES)
+@torch.no_grad()
+def test_rows_that_are_not_chosen_keep_what_they_had_in_the_cache(case: str) -> None:
+    make, cache_of = _CASES[case]
+    model = make()
+    first, second, mixed = cache_of(model), cache_of(model), cache_of(model)
+    cached = 0
+    for step, tokens in enumerate([5, 1, 1, 1, 1]):
+        ids, others = _ids(3, tokens, step), _ids(3, tokens, step + 100)
+        # The middle row computes something else at first.
+        wrong = torch.stack([ids[0], others[1], ids[2]])
+        for cache, given in ((first, wrong), (second, ids)):
+            _forward(model, given, cache)
+        record = CacheRecord([mixed], tokens)
+        output = _forward(model, wrong, mixed)
+        before, kept = copied(output), Kept(mixed, cached, tokens)
+        record.undo()
+        # Then the rows beside it do; only the middle row is to be adopted.
+        again = _forward(model, torch.stack([others[0], ids[1], others[2]]), mixed)
+        chosen = torch.tensor([False, True, False])
+        kept.adopt(mixed, chosen)
+        joined = adopted(again, before, chosen)
+        assert torch.equal(joined[0], output[0])
+        cached += tokens
+        for held, one, other in zip(_held(mixed), _held(first), _held(second), strict=True):
+            if held.dim() and held.shape[0] == 3:
+                assert torch.equal(held[0], one[0])
+                assert torch.equal(held[2], one[2])
+                assert torch.equal(held[1], other[1])
+        first, second = copy.deepcopy(mixed), copy.deepcopy(mixed)
+
+
+def test_every_field_of_an_output_is_adopted_by_row() -> None:
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    options = {"output_hidden_states": True, "output_attentions": True}
+    with torch.no_grad():
+        one, other = (model(_ids(2, 4, seed), **options) for seed in (1, 2))
+    expected = {name: copied(each) for name, each in other.items()}
+    before = copied(one)
+    joined = adopted(other, before, torch.tensor([False, True]))
+    assert joined is other
+    assert torch.equal(joined.logits[0], before["logits"][0])
+    assert torch.equal(joined["logits"][1], expected["logits"][1])
+    for name in ("hidden_states", "attentions"):
+        assert isinstance(joined[name], tuple)
+        for got, old, new in zip(joined[name], before[name], expected[name], strict=True):
+            assert torch.equal(got[0], old[0])
+            assert torch.equal(got[1], new[1])
+
+
+def test_what_has_no_rows_is_taken_from_the_last_computation() -> None:
+    loss, rows = torch.tensor(1.0), torch.zeros(3, 2)
+    tokens = torch.zeros(6, 2)
+    joined = adopted((loss, rows, tokens, None), (loss + 1, rows + 1, tokens + 1, None), _MIDDLE)
+    assert joined[0] is loss
+    assert joined[1].tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert joined[2][:, 0].tolist() == [1, 1, 0, 0, 1, 1]
+    assert joined[3] is None
+
+
+_MIDDLE = torch.tensor([False, True, False])
+
+
+class _HandMade(DynamicLayer):
+    """A cache layer of somebody's own."""
+
+
+def test_a_cache_of_ones_own_is_refused_by_its_name() -> None:
+    with pytest.raises(
+        UndoError, match=r"writes to a tests\.forward\.test_undo\._HandMade: use one"
+    ):
+        CacheRecord([Cache(layers=[_HandMade()])], 1)
+    with pytest.raises(UndoError, match=r"writes to a builtins\.list"):
+        CacheRecord([[1]], 1)
