@@ -2,11 +2,12 @@
 
 Run it from the project's root: ``python benchmarks/overhead.py [--device cuda] [--compiled]``. The
 variants of a model are module objects of their own over the same weights, each with its protection
-attached once, and their runs are interleaved in one process. Weights are random, since time does
-not depend on them. A variant's time is its median first token plus its median later token times
-their number, so that a busy machine's interruptions do not count. Beside it stands what a later
-token takes of the processor, which neighbours on the machine change less: eager decoding on a GPU
-is bound by it.
+attached once. In one process they take turns of a few tokens, in an order that is drawn anew each
+time, and each token is waited for, as in ``generate``. Weights are random, since time does not
+depend on them. A variant's time is its median first token plus its median later token times their
+number. The interval is of the ratio of later tokens' medians, by resampling turns: it tells how far
+the machine's unrest moves it. Beside it stands the ratio of their first deciles, where a shared
+machine was quiet.
 
 alone
     The model as it is.
@@ -26,18 +27,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
-import statistics
+import random
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, StaticCache
 
 import ft2
 from ft2 import native
@@ -110,7 +113,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 PROMPT = 100
-Moment = tuple[float, float]
+# Of each token: whether it is a request's first, and the seconds it took.
+Moment = tuple[bool, float]
 
 
 def _build(shape: dict[str, Any], device: str) -> Any:
@@ -186,64 +190,108 @@ VARIANTS: dict[str, Callable[[Any], None]] = {
 }
 
 
-class _Stamps(StoppingCriteria):
-    """Notes when each token was there, and how long the processor had worked until then."""
+class _Decoder:
+    """Answers one request after the other, greedily, and can be left and resumed at any token.
 
-    def __init__(self) -> None:
-        self.moments: list[Moment] = []
+    Parameters
+    ----------
+    model:
+        A causal model, with what protects it.
+    prompt:
+        int64 (rows, tokens).
+    new_tokens:
+        For each request.
+    compiled:
+        Whether later tokens are computed by what ``generate`` compiles, with a static cache that
+        all requests use; prompts are not, as there.
+    is_announced:
+        Whether each request is announced, as ``generate`` announces its own where ft2 listens.
+    """
 
-    def note(self) -> None:
-        self.moments.append((time.perf_counter(), time.thread_time()))
+    def __init__(
+        self, model: Any, prompt: Tensor, new_tokens: int, compiled: bool, is_announced: bool
+    ) -> None:
+        self._model = model
+        self._is_announced = is_announced
+        self._request = ExitStack()
+        self._prompt = self._token = prompt
+        self._new_tokens = new_tokens
+        self._compiled = model.get_compiled_call(CompileConfig()) if compiled else None
+        self._cache: Any = None
+        self._done = 0
 
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        self.note()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    def decode(self) -> Moment:
+        """Compute one token and wait for it."""
+        is_first = self._done == 0
+        if is_first:
+            self._begin()
+        began = time.perf_counter()
+        call = self._model if is_first or self._compiled is None else self._compiled
+        output = call(self._token, past_key_values=self._cache, use_cache=True)
+        self._cache = output.past_key_values
+        self._token = output.logits[:, -1].argmax(-1, keepdim=True)
+        bool((self._token < 0).any())
+        self._done = (self._done + 1) % self._new_tokens
+        return is_first, time.perf_counter() - began
 
-
-def _generate(model: Any, prompt: Tensor, new_tokens: int, compiled: bool) -> list[Moment]:
-    """Return the seconds, passed and worked, of the first token and of each later one."""
-    settings: dict[str, Any] = {"cache_implementation": "static"} if compiled else {}
-    stamps = _Stamps()
-    if prompt.is_cuda:
-        torch.cuda.synchronize()
-    stamps.note()
-    model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        stopping_criteria=StoppingCriteriaList([stamps]),
-        **settings,
-    )
-    return [
-        (after[0] - before[0], after[1] - before[1])
-        for before, after in itertools.pairwise(stamps.moments)
-    ]
+    def _begin(self) -> None:
+        self._request.close()
+        if self._is_announced:
+            self._request.enter_context(ft2.request(self._model))
+        self._token = self._prompt
+        if self._compiled is None:
+            self._cache = None
+        elif self._cache is None:
+            length = self._prompt.shape[1] + self._new_tokens
+            self._cache = StaticCache(self._model.config, max_cache_len=length)
+        else:
+            self._cache.reset()
+        if self._prompt.is_cuda:
+            torch.cuda.synchronize()
 
 
 def _measure(arguments: argparse.Namespace, title: str) -> dict[str, list[list[Moment]]]:
+    """Return what each variant took, turn by turn."""
     model = _build(SHAPES[title], arguments.device)
-    variants = {name: _twin(model) for name in arguments.variants}
-    for name, twin in variants.items():
-        VARIANTS[name](twin)
     prompt = torch.randint(5, 500, (arguments.batch, PROMPT), device=arguments.device)
-    seconds: dict[str, list[list[Moment]]] = {name: [] for name in variants}
-    for repetition in range(arguments.warm_up + arguments.repetitions):
-        for name, twin in variants.items():
-            spent = _generate(twin, prompt, arguments.new_tokens, arguments.compiled)
-            if repetition >= arguments.warm_up:
-                seconds[name].append(spent)
-    return seconds
+    decoders = {}
+    for name in arguments.variants:
+        twin = _twin(model)
+        VARIANTS[name](twin)
+        settings = (arguments.new_tokens, arguments.compiled, name not in ("alone", "paper"))
+        decoders[name] = _Decoder(twin, prompt, *settings)
+    turns: dict[str, list[list[Moment]]] = {name: [] for name in decoders}
+    draw = random.Random(0)
+    # What is compiled, or captured, is so within the first request.
+    warm_up = -(-arguments.new_tokens // arguments.turn)
+    for turn in range(warm_up + arguments.turns):
+        for name in draw.sample(list(decoders), len(decoders)):
+            taken = [decoders[name].decode() for _ in range(arguments.turn)]
+            if turn >= warm_up:
+                turns[name].append(taken)
+    return turns
 
 
-def _summary(runs: list[list[Moment]]) -> tuple[float, float, float, float]:
-    """Medians in ms: the first token, a later one, all of them, and a later one's work."""
-    first = statistics.median(run[0][0] for run in runs)
-    step = statistics.median(step for run in runs for step, _ in run[1:])
-    work = statistics.median(work for run in runs for _, work in run[1:])
-    return 1e3 * first, 1e3 * step, 1e3 * (first + (len(runs[0]) - 1) * step), 1e3 * work
+def _summary(turns: list[list[Moment]], new_tokens: int) -> tuple[float, float, float, float]:
+    """In ms: a first token, a later one, all of a request's, and a later one's first decile."""
+    first = np.median([seconds for turn in turns for is_first, seconds in turn if is_first])
+    decile, step = np.percentile([each for turn in turns for each in _later(turn)], [10, 50])
+    return 1e3 * first, 1e3 * step, 1e3 * (first + (new_tokens - 1) * step), 1e3 * decile
+
+
+def _interval(ours: list[list[Moment]], alone: list[list[Moment]]) -> tuple[float, float]:
+    """A 95 % interval of the ratio of later tokens' medians, less one; turns are drawn together."""
+    pairs = [(_later(a), _later(b)) for a, b in zip(ours, alone, strict=True)]
+    width = min(len(each) for pair in pairs for each in pair)
+    table: NDArray[Any] = np.array([[each[:width] for each in pair] for pair in pairs])
+    drawn = np.random.default_rng(0).integers(len(table), size=(500, len(table)))
+    ratios = [np.divide(*np.median(table[each], axis=(0, 2))) - 1 for each in drawn]
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return low, high
+
+
+def _later(turn: list[Moment]) -> list[float]:
+    return [seconds for is_first, seconds in turn if not is_first]
 
 
 def main() -> None:
@@ -254,34 +302,38 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--new-tokens", type=int, default=60)
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--warm-up", type=int, default=1)
+    parser.add_argument("--turn", type=int, default=5, help="tokens of a turn")
+    parser.add_argument("--turns", type=int, default=96, help="turns of each variant")
     parser.add_argument("--json", help="file for the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(native.load(), file=sys.stderr)
-    results = {}
-    rows = []
     headers = (
         *("shape", "variant", "first token, ms", "later token, ms", "all, ms", "over alone"),
-        *("work, ms", "over alone"),
+        *("later tokens over alone", "first decile, ms", "over alone"),
     )
+    results = {}
     with torch.no_grad():
         for title in arguments.shapes:
-            seconds = _measure(arguments, title)
-            *_, all_alone, work_alone = _summary(seconds["alone"])
-            for name, runs in seconds.items():
-                first, step, total, work = _summary(runs)
-                over, more = total / all_alone - 1, work / work_alone - 1
-                rows.append((title, name, first, step, total, f"{over:+.1%}", work, f"{more:+.1%}"))
-            results[title] = seconds
-            print(tabulate(rows[-len(seconds) :], headers, floatfmt=".2f"), flush=True)
+            results[title] = turns = _measure(arguments, title)
+            alone = _summary(turns["alone"], arguments.new_tokens)
+            rows = []
+            for name, taken in turns.items():
+                first, step, total, decile = _summary(taken, arguments.new_tokens)
+                low, high = _interval(taken, turns["alone"])
+                rows.append(
+                    (
+                        *(title, name, first, step, total, f"{total / alone[2] - 1:+.1%}"),
+                        *(f"{low:+.1%} to {high:+.1%}", decile, f"{decile / alone[3] - 1:+.1%}"),
+                    )
+                )
+            print(tabulate(rows, headers, floatfmt=".2f"), flush=True)
             if arguments.device == "cuda":
                 torch.compiler.reset()
                 torch.cuda.empty_cache()
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"arguments": vars(arguments), "seconds": results}, file)
+            if arguments.json:
+                with open(arguments.json, "w", encoding="utf-8") as file:
+                    json.dump({"arguments": vars(arguments), "seconds": results}, file)
 
 
 if __name__ == "__main__":

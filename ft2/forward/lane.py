@@ -117,14 +117,15 @@ class Seat:
 
 # The namespace of what follows, as it is written; each model has another one.
 lane: Any = None
-seats: dict[nn.Module, int] = {}
+# By a module's id: compiled code would look for modules that are keys, and for their weights, here.
+seats: dict[int, int] = {}
 call: Callable[..., Any] = nn.Module.__call__
 linear = functional.linear
 
 
 def _call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
     output = call(module, *args, **kwargs)
-    seat = seats.get(module)
+    seat = seats.get(id(module))
     # What else is made of the class that the module wears is in no lane.
     if seat is None:
         return output
@@ -136,7 +137,7 @@ def _call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
-    seat = seats.get(module)
+    seat = seats.get(id(module))
     if len(args) != 1 or kwargs or seat is None:
         return call_module(module, *args, **kwargs)
     hidden = args[0]
@@ -188,8 +189,11 @@ def seats_of(model: nn.Module, names: Iterable[str]) -> list[Seat]:
             "is_compiling": is_compiling,
             "lane": _EMPTY,
             "linear": linear,
-            "seats": {module: number for number, module in enumerate(modules)},
+            "seats": {id(module): number for number, module in enumerate(modules)},
         }
+        for module in modules:
+            # Another module may be given the id of one that is gone.
+            weakref.finalize(module, namespace["seats"].pop, id(module), None).atexit = False
         disguises = {kind: _disguise(kind, namespace) for kind in kinds}
         namespace["call_module"] = FunctionType(_call_module.__code__, namespace)
         found = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -237,3 +238,32 @@ def test_compiled_code_follows_what_is_attached_and_stays_one_graph() -> None:
         assert torch.equal(compiled(_HIDDEN), plain)
     assert len(graphs) == 2, "attaching the same again compiled again"
     torch._dynamo.reset()
+
+
+def test_compiled_code_looks_for_no_module_or_weight_among_the_seats() -> None:
+    torch._dynamo.reset()
+    model = _model()
+    guarded: list[str] = []
+
+    def note(entries: Any) -> list[bool]:
+        guarded.extend(entry.name for entry in entries)
+        return [True for _ in entries]
+
+    options: Any = {"guard_filter_fn": note}
+    with _in_lane(model, "0", "1"):
+        # Taking a module out of a dictionary's keys takes a walk through them, at every call.
+        torch.compile(lambda hidden: model(hidden), backend="eager", options=options)(_HIDDEN)
+    assert any("seats" in name for name in guarded)
+    assert not [name for name in guarded if "keys(" in name]
+    torch._dynamo.reset()
+
+
+def test_a_module_that_is_gone_leaves_its_seat_to_nobody() -> None:
+    model = _model()
+    with _in_lane(model, "0"):
+        occupied = next(iter(type(model[0]).__call__.__globals__["seats"]))
+        seats = type(model[0]).__call__.__globals__["seats"]
+    assert occupied == id(model[0])
+    model[0] = nn.Linear(8, 8)
+    gc.collect()
+    assert occupied not in seats
