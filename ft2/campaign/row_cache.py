@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ft2.forward import rows_written_elsewhere
+
 __all__ = ["Attending", "Prefixes", "RowCache"]
 
 _NAME = "ft2-rows"
@@ -147,6 +149,11 @@ class RowCache:
         """Take in the keys and values of each row's token, (rows, heads, 1, size)."""
         self.keys[layer][self._every_row, :, self._length] = keys[:, :, 0]
         self.values[layer][self._every_row, :, self._length] = values[:, :, 0]
+
+    def written(self, layer: int) -> list[tuple[Tensor, Any]]:
+        """Return keys and values, (rows, ...), and where in them :meth:`write` writes."""
+        where = (self._every_row, slice(None), self._length)
+        return [(self.keys[layer], where), (self.values[layer], where)]
 
     def gathered(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return keys and values, (rows, heads, columns, size), each row's prefix copied."""
@@ -279,6 +286,13 @@ class _Layer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         """What some releases of transformers 5 call :meth:`get_max_length`."""
         return -1
+
+    def written(self) -> list[tuple[Tensor, Any]]:
+        """Return what a forward writes to, and where."""
+        return self._cache.written(self._index)
+
+
+rows_written_elsewhere(_Layer, _Layer.written)
 
 
 class Attending:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ft2.forward import Forward, fit_tokens
 from ft2.layers import Projection
 from ft2.protection.arithmetic import widen
-from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, DetectionLane
+from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, DetectionLane, Output
 from ft2.protection.policy import Recomputations
 from ft2.protection.resident import keep_address
 
@@ -168,10 +168,10 @@ class WatchedLayers:
             found = rows if found is None else found | rows
         return found
 
-    def spots(self, rows: Tensor) -> set[Spot]:
-        """Return where flags are raised: check, seat, vector, column or group, row."""
+    def spots(self, outputs: Sequence[Output], rows: Tensor) -> set[Spot]:
+        """Return where flags are raised in outputs of this forward, of rows, bool (rows,)."""
         found: set[Spot] = set()
-        for output in self.lane.outputs:
+        for output in outputs:
             vectors = output.values.numel() // output.values.shape[-1]
             each = vectors // len(rows)
             wanted = rows.repeat_interleave(each)

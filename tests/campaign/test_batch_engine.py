@@ -111,6 +111,23 @@ def test_each_trial_says_in_a_batch_what_it_says_alone(model_type: str, policy: 
     assert check(model, PROMPTS, sample(model, PROMPTS, 50, "exp"), policy) > 3
 
 
+@pytest.mark.parametrize("encoding", [None, "fp16"])
+@pytest.mark.parametrize("model_type", list(ARCHITECTURES))
+def test_steps_are_recomputed_in_a_batch_as_they_are_alone(
+    model_type: str, encoding: str | None
+) -> None:
+    model = tiny_model(model_type)
+    trials = sample(model, PROMPTS, 60, "exp", encoding)
+    changed = check(model, PROMPTS, trials, "ft2-recompute")
+    engine = BatchEngine(model, PROMPTS, "ft2-recompute", rows=32)
+    engine.prepare()
+    corrected = [told(each)[2] for each in engine.run(trials)]
+    # No more than once for one fault, for nearly all, and then nothing of it shows.
+    assert set(corrected) <= {0, 1}
+    assert sum(corrected) > 30
+    assert changed == 0
+
+
 @pytest.mark.parametrize("policy", ["ranger", "maximals", "global-clipper", "ft2-offline", "ft2"])
 def test_policies_with_settings_do_in_a_batch_what_they_do_alone(policy: str) -> None:
     model = tiny_model()

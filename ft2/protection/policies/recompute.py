@@ -41,6 +41,7 @@ from ft2.forward.random_states import RandomStates
 from ft2.forward.surroundings import Surroundings
 from ft2.layers import Projection, UnsupportedModelError, projections
 from ft2.protection.checksum import why_no_checksum
+from ft2.protection.detection import Output
 from ft2.protection.policy import Policy, Recomputations
 from ft2.protection.settings import PolicySettings
 from ft2.protection.watched import Requests, Spot, WatchedLayers
@@ -180,13 +181,19 @@ class RecomputePolicy(Policy, Reviewer):
             if flagged is None:
                 return False
             cache = forward.cache if forward.cache is not None else _made(output)
-            review = self._review = _Review(flagged, self._spots(forward, flagged))
+            review = self._review = _Review(flagged, self._outputs())
             if not bool(flagged.all()):
                 review.keep(output, Kept(cache, forward.cached, forward.tokens), self._learned())
             review.random = RandomStates(self._watched[0].device)
         else:
-            spots = set() if flagged is None else self._spots(forward, flagged & review.flagged)
             review.last = None if flagged is None else flagged & review.flagged
+            if review.last is None:
+                return False
+            if review.before:
+                # What did not stay, as nearly all, need not be looked for.
+                review.spots = self._spots(review.before, review.flagged)
+                review.before = []
+            spots = self._spots(self._outputs(), review.last)
             if spots <= review.spots or review.count == _MOST_RECOMPUTATIONS:
                 review.left = spots
                 return False
@@ -264,11 +271,15 @@ class RecomputePolicy(Policy, Reviewer):
             found = found & ~ended.cpu()
         return None if found is None or not bool(found.any()) else found
 
-    def _spots(self, forward: Forward, flagged: Tensor) -> set[Spot]:
+    def _outputs(self) -> list[list[Output]]:
+        return [list(watched.lane.outputs) for watched in self._watched]
+
+    def _spots(self, outputs: list[list[Output]], flagged: Tensor) -> set[Spot]:
+        """Return where flags were raised in these outputs of each lane, of flagged rows."""
         found: set[Spot] = set()
         if bool(flagged.any()):
             for lane, watched in enumerate(self._watched):
-                found |= {(lane, *spot) for spot in watched.spots(flagged)}
+                found |= {(lane, *spot) for spot in watched.spots(outputs[lane], flagged)}
         # What compiled code computed, or a long prompt, is not kept: the rows alone are known.
         rows = set(flagged.nonzero()[:, 0].tolist()) - {spot[-1] for spot in found}
         return found | {(0, -1, -1, -1, -1, 0, row) for row in rows}
@@ -306,6 +317,8 @@ class _Review:
     ----------
     flagged:
         bool (rows,), on the CPU: the rows that are to be adopted from a recomputation.
+    before:
+        What the layers put out first, of each lane, until it was looked at.
     spots:
         Where flags were raised so far.
     count:
@@ -319,7 +332,8 @@ class _Review:
     """
 
     flagged: Tensor
-    spots: set[Spot]
+    before: list[list[Output]]
+    spots: set[Spot] = field(default_factory=set)
     count: int = 0
     last: Tensor | None = None
     left: set[Spot] = field(default_factory=set)
