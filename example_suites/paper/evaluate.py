@@ -19,9 +19,9 @@ import argparse
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -39,7 +39,9 @@ from readers import BadFileError, Question, read_questions
 from results import Place, Results
 from subject import Subject, TooFewQuestionsError, make_subject
 
-__all__ = ["HERE", "MINIATURES", "main"]
+__all__ = ["HERE", "MINIATURES", "load_questions", "main", "read_data"]
+
+T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
 MINIATURES = {f"{name}{MINIATURE}": tasks for name, tasks in table_2().items()}
@@ -57,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--dtype",
         nargs="+",
-        type=Precision.parse,
+        type=_told(Precision.parse),
         default=[Precision.parse("fp16"), Precision.parse("fp32")],
     )
     add(
@@ -67,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--models", nargs="+", choices=list(MINIATURES), default=[], metavar="NAME")
     add("--ft2-model", nargs="+", default=[], metavar="PATH_OR_ID", help="in place of miniatures")
     add("--tasks", nargs="+", choices=list(JUDGES), default=list(JUDGES))
-    add("--data", nargs="+", type=_data, default=[], metavar="TASK=FILE")
+    add("--data", nargs="+", type=_told(read_data), default=[], metavar="TASK=FILE")
     add("--questions", type=_positive, default=50, help="answered rightly, of each task")
     add("--profile", type=_positive, default=100, help="other questions, for offline bounds")
     add("--new-tokens", type=_positive, help="at most; as in the paper: 60, mathematics 180")
@@ -88,13 +90,30 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _data(text: str) -> tuple[str, Path]:
+def read_data(text: str) -> tuple[str, Path]:
+    """Read ``TASK=FILE``.
+
+    Raises
+    ------
+    ValueError
+        If the task is unknown.
+    """
     task, equals, name = text.partition("=")
     if not equals or task not in JUDGES:
-        raise argparse.ArgumentTypeError(
-            f"should be TASK=FILE with one of {', '.join(JUDGES)} as TASK, not {text!r}"
-        )
+        raise ValueError(f"data is TASK=FILE with one of {', '.join(JUDGES)} as TASK, not {text!r}")
     return task, Path(name)
+
+
+def _told(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Have the command line say why a value is refused."""
+
+    def reader(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return reader
 
 
 def load_questions(data: Iterable[tuple[str, Path]]) -> dict[str, list[Question]]:
