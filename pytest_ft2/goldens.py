@@ -293,7 +293,7 @@ class GoldenRunner:
 
     def _protected(self, number: int, made: GoldenSet, golden: Golden) -> Payload:
         if self.plan.protection == "none":
-            return {"changed_by_protection": False, "corrected_values": 0}
+            return {"changed_by_protection": False, "corrected_values": 0, "recomputed_steps": 0}
         spec = RunSpec(**self.plan.protected, record=True)
         result, run = self._fault_free(made, number, spec)
         protected = run.golden
@@ -314,11 +314,13 @@ class GoldenRunner:
             return {
                 "changed_by_protection": True,
                 "corrected_values": run.corrected,
+                "recomputed_steps": run.recomputed,
                 "failed_with_protection": sentence,
             }
         return {
             "changed_by_protection": protected.outputs != golden.outputs,
             "corrected_values": run.corrected,
+            "recomputed_steps": run.recomputed,
             "left_first_token": run.left_first_token,
             "protected_digest": protected.digest,
         }

@@ -27,7 +27,14 @@ from pytest_ft2.plan import GatePlan, Payload
 
 __all__ = ["CampaignLedger", "Ledger"]
 
-_PUBLIC_GOLDEN = ("passed", "changed_by_protection", "corrected_values", "calls", "steps")
+_PUBLIC_GOLDEN = (
+    "passed",
+    "changed_by_protection",
+    "corrected_values",
+    "recomputed_steps",
+    "calls",
+    "steps",
+)
 _SETS_NAMED = 5
 
 

@@ -26,7 +26,15 @@ __all__ = [
 
 # The names are repeated here because the registries they come from import torch; a test compares.
 FAULT_MODELS = ("1-bit", "2-bit", "exp")
-PROTECTIONS = ("ft2", "none", "ranger", "maximals", "global-clipper", "ft2-offline")
+PROTECTIONS = (
+    "ft2",
+    "none",
+    "ranger",
+    "maximals",
+    "global-clipper",
+    "ft2-offline",
+    "ft2-recompute",
+)
 PROFILED_PROTECTIONS = ("ranger", "maximals", "global-clipper", "ft2-offline")
 CORRECTED_PROTECTIONS = ("ft2", "ft2-offline")
 CORRECTIONS = ("clip", "zero")

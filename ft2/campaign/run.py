@@ -193,6 +193,13 @@ class Run(Listener):
         return live if self._replies is None else live + self._replies.corrected
 
     @property
+    def recomputed(self) -> int:
+        """How many steps the protection computed again, each for one request."""
+        if self._protection is None:
+            return 0
+        return sum(sum(each.recomputed) for each in self._protection.recomputations)
+
+    @property
     def left_first_token(self) -> bool:
         """Whether the protection protected anything after a first token."""
         return self._protection is not None and self._protection.left_first_token

@@ -83,6 +83,13 @@ def notes(result: CampaignResult) -> list[str]:
             f"{result.protection} alone corrected {corrected} values of the fault-free runs; "
             "no output changed."
         )
+    again = sum(golden.get("recomputed_steps") or 0 for golden in result.golden)
+    if again:
+        steps = sum(golden.get("steps") or 0 for golden in result.golden)
+        lines.append(
+            f"{result.protection} alone computed {again} of {steps} steps of the fault-free runs "
+            "again: what it detected there is genuine, or a permanent fault."
+        )
     if result.counts.seen:
         lines.append(_where(result))
     for trial in result.corrupted[:_REPLAYS]:
