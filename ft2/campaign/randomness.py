@@ -19,7 +19,11 @@ def seed_everything(seed: int, name: str) -> None:
     number = int.from_bytes(digest, "little")
     random.seed(number)
     np.random.seed(number % 2**32)
-    torch.manual_seed(number % 2**63)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number % 2**63)
+    else:
+        # The other way formats a traceback for each kind of device that is not there.
+        torch.default_generator.manual_seed(number % 2**63)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ft2.campaign.noise import talk_noise
 from ft2.campaign.replies import Replies
 from ft2.campaign.returned import GoldenReturned
 from ft2.faults import Fault, Injection, inject
-from ft2.forward import Call, Clock, Listener
+from ft2.forward import Call, Clock, Forward, Listener
 from ft2.layers import unwrap
 from ft2.protection import Protection, protect
 
@@ -126,6 +126,7 @@ class Run(Listener):
         if model is self.model:
             return
         self.detach()
+        self._protection = None
         self.model = model
         with ExitStack() as attached:
             clock = Clock.listen(model, self)
@@ -135,22 +136,26 @@ class Run(Listener):
                 attached.callback(self._recorder.stop)
             if self.spec.noise is not None:
                 attached.callback(talk_noise(model, self.spec.noise).remove)
-            if self.spec.protection != "none":
-                self._protection = attached.enter_context(
-                    protect(
-                        model,
-                        policy=self.spec.protection,
-                        bounds=self.spec.bounds,
-                        correction=self.spec.correction,
-                    )
-                )
             if self._replies is not None:
                 attached.callback(Watch(model, self._replies.answer).stop)
-            elif self.spec.record:
-                attached.callback(Watch(model, self._note, self._keep).stop)
-            if self.spec.fault is not None and self._replies is None:
-                self.injection = attached.enter_context(inject(model, self.spec.fault))
+            else:
+                self._protection = self._protect(model, attached)
+                if self.spec.record:
+                    attached.callback(Watch(model, self._note, self._keep).stop)
+                if self.spec.fault is not None:
+                    self.injection = attached.enter_context(inject(model, self.spec.fault))
             self._attached = attached.pop_all()
+
+    def _protect(self, model: nn.Module, attached: ExitStack) -> Protection | None:
+        if self.spec.protection == "none":
+            return None
+        protection = protect(
+            model,
+            policy=self.spec.protection,
+            bounds=self.spec.bounds,
+            correction=self.spec.correction,
+        )
+        return attached.enter_context(protection)
 
     def detach(self) -> None:
         """Leave the model as it was. What was seen can still be read. Safe to call again."""
@@ -161,6 +166,19 @@ class Run(Listener):
         self.calls += 1
         if self._replies is not None:
             self._replies.begin(self.calls - 1, call.kind)
+
+    def forward_started(self, forward: Forward) -> None:
+        # Most runs with replies compute nothing, and attaching costs more than all else they do.
+        if self._replies is None or self._protection is not None or self.model is None:
+            return
+        try:
+            self._protection = self._protect(self.model, self._attached)
+        except Exception as error:
+            self.attach_error = error
+            raise
+        if self._protection is not None:
+            # What listens since this forward began is not told of its beginning.
+            self._protection.policy.forward_started(forward)
 
     def _note(self, asked: Asked) -> None:
         self.asked[self.calls - 1] = asked

@@ -197,6 +197,43 @@ def test_the_same_call_is_answered_without_computing_anything() -> None:
     assert run.golden.steps == 0
 
 
+def by_hand(model: Any) -> object:
+    output = model(PROMPT, use_cache=True)
+    token = output.logits[:, -1].argmax(-1, keepdim=True)
+    return model(token, past_key_values=output.past_key_values)
+
+
+@pytest.mark.parametrize("policy", ["ft2", "ft2-recompute"])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda model: ask(model, torch.tensor([[1, 5, 9, 12]])),
+        lambda model: ask(model, num_beams=2),
+        by_hand,
+    ],
+    ids=["another prompt", "beams", "by hand"],
+)
+def test_what_is_asked_behind_the_fault_is_computed_with_the_protection(
+    policy: str, behind: Callable[[Any], object]
+) -> None:
+    model = tiny_model()
+    calls, faults = golden(model)
+    (found, *_) = compute(Ahead(policy), calls, faults)
+    assert isinstance(found, Batched)
+    run = Run(RunSpec(policy, fault=faults[0]), found.replies())
+    run.attach(model)
+    ask(model)
+    assert not run.left_first_token, "an answer that is known was computed"
+    behind(model)
+    run.detach()
+    assert run.error is None
+    assert run.left_first_token
+    # A layer outside of protection is of its own class again.
+    assert {type(each) for each in model.modules()} == {
+        type(each) for each in tiny_model().modules()
+    }
+
+
 def test_the_batch_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [Prompt((1, 2, 3), 60)]
     model = tiny_model()
