@@ -7,12 +7,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["Deadline", "TrialTimeout", "keep_stderr", "release_stderr"]
+__all__ = ["Deadline", "TrialTimeout", "keep_stderr", "last_resort", "release_stderr"]
 
 # A trial that does not come back to the interpreter is given this long after its time.
 _GRACE_SECONDS = 30.0
@@ -28,6 +30,55 @@ def keep_stderr() -> None:
 def release_stderr() -> None:
     """Undo the last :func:`keep_stderr`."""
     os.close(_kept_stderr.pop())
+
+
+class _LastResort:
+    """Ends the process, with a traceback, when it does not come back to the interpreter in time.
+
+    Starting and stopping it takes a thread each, so between trials that follow each other it runs
+    on, and is started anew only for a trial that it would strike too early. Then it strikes no
+    later than twice the time of one trial.
+    """
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._holders = 0
+
+    def hold(self) -> None:
+        """Let it run on between trials, until :meth:`release`."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """Undo the last :meth:`hold`."""
+        self._holders -= 1
+        self.leave()
+
+    def guard(self, seconds: float) -> None:
+        """Give what runs next at least that long."""
+        now = time.monotonic()
+        if now + seconds > self._until:
+            given = 2 * seconds if self._holders else seconds
+            self._until = now + given
+            faulthandler.dump_traceback_later(given, exit=True, file=_stderr_fileno())
+
+    def leave(self) -> None:
+        """What ran has ended."""
+        if not self._holders and self._until:
+            self._until = 0.0
+            faulthandler.cancel_dump_traceback_later()
+
+
+_LAST_RESORT = _LastResort()
+
+
+@contextmanager
+def last_resort() -> Generator[None, None, None]:
+    """Within it nothing but trials with a :class:`Deadline` takes long."""
+    _LAST_RESORT.hold()
+    try:
+        yield
+    finally:
+        _LAST_RESORT.release()
 
 
 class TrialTimeout(BaseException):
@@ -73,9 +124,7 @@ class Deadline:
             self._handler = signal.signal(signal.SIGALRM, self._raise)
             self._timer = signal.setitimer(signal.ITIMER_REAL, self._seconds, 1.0)
         self._watched = True
-        faulthandler.dump_traceback_later(
-            self._seconds + _GRACE_SECONDS, exit=True, file=_stderr_fileno()
-        )
+        _LAST_RESORT.guard(self._seconds + _GRACE_SECONDS)
         return self
 
     def __exit__(
@@ -85,7 +134,7 @@ class Deadline:
         traceback: TracebackType | None,
     ) -> bool:
         if self._watched:
-            faulthandler.cancel_dump_traceback_later()
+            _LAST_RESORT.leave()
         if self._handler is not None:
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
             signal.signal(signal.SIGALRM, self._handler)
