@@ -176,7 +176,7 @@ def _asked(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Asked:
         prompts=() if alone else tuple(_prompts(input_ids, mask, given)),
         pad=0 if pad is None else int(pad),
         alone=alone,
-        _surroundings=(repr(config.to_dict()), _modes(model), _classes(model), _weights(model)),
+        _surroundings=(_settings(config), _modes(model), _classes(model), _weights(model)),
         _rows=(_listed(mask), _listed(positions)),
         cache=given["past_key_values"] if config.return_dict_in_generate and not alone else None,
     )
@@ -283,6 +283,11 @@ def _prompts(input_ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> I
     for tokens, seen in zip(input_ids.tolist(), real, strict=True):
         kept = tokens if seen is None else tokens[seen.index(1) :]
         yield Prompt(tuple(kept), int(most or 0), least, ends, returns)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What ``generate`` was told; the configuration is its own copy, which nobody changes."""
+    return {name: value for name, value in vars(config).items() if not name.startswith("_")}
 
 
 def _modes(model: nn.Module) -> tuple[Any, ...]:
