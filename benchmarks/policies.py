@@ -2,7 +2,8 @@
 
 The comparison of FT2 (HPDC '25), Figure 13, on the quickstart suite's trained models: no
 protection, the paper's rivals (Ranger, MaxiMals, Global Clipper), FT2 with bounds profiled offline,
-and FT2 itself, which the paper's text has clip what is out of bounds and its artifact set to zero.
+FT2 itself, which the paper's text has clip what is out of bounds and its artifact set to zero, and
+FT2-recompute, which computes a step with a wrong value again.
 Bounds are profiled on the questions that the models know and the suite does not ask.
 
 Run it from the project's root: ``python benchmarks/policies.py [--faults N] [--fault-model NAME]
@@ -46,6 +47,7 @@ from ft2.protection.settings import PolicySettings
 
 NEW_TOKENS = 12
 CLIP, ZERO = "ft2, clip", "ft2, zero"
+RECOMPUTE = "ft2-recompute"
 PROFILED = ("ranger", "maximals", "global-clipper", "ft2-offline")
 
 
@@ -84,7 +86,7 @@ def register(name: str, model: Any) -> tuple[list[str], dict[str, Profile]]:
     settings[ZERO] = ("ft2", PolicySettings(correction="zero"))
     for label, (policy, chosen) in settings.items():
         POLICIES[label] = partial(as_set, policy, chosen)
-    return [NOTHING, *settings], profiles
+    return [NOTHING, *settings, RECOMPUTE], profiles
 
 
 def fault_free(model: Any, policy: str, questions: list[Question]) -> tuple[int, int]:
