@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from protections import protections
 from pytest_ft2.options import SETTINGS
 from readers import BadFileError, Question
 from results import Cell, Entry, Results
-from subject import NEW_TOKENS, TooFewQuestionsError, make_subject
+from subject import Subject, TooFewQuestionsError, make_subject
 from trials import FaultSet
 
 # A miniature's matrices are so small that a second thread would mostly be waited for.
@@ -46,6 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=10,
         metavar="N",
         help="questions of each model and task (the paper: 50); default 10",
+    )
+    group.addoption(
+        "--paper-new-tokens",
+        type=int,
+        metavar="N",
+        help="of an answer, at most; default: as in the paper, 60, mathematics 180",
     )
 
 
@@ -80,9 +86,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         indirect=True,
         scope="session",
     )
-    if "question" in metafunc.fixturenames:
-        asked = questions[: metafunc.config.getoption("--paper-questions")]
-        metafunc.parametrize("question", asked, ids=[question.id for question in asked])
+    if "subject" in metafunc.fixturenames:
+        metafunc.parametrize("subject", [task], indirect=True, scope="session")
+    if "number" in metafunc.fixturenames:
+        metafunc.parametrize("number", range(metafunc.config.getoption("--paper-questions")))
 
 
 @pytest.fixture(scope="session")
@@ -100,17 +107,46 @@ def tokenizer(model: Any) -> Any:
     return AutoTokenizer.from_pretrained(model.name_or_path)
 
 
+@pytest.fixture(scope="session")
+def subject(request: pytest.FixtureRequest, model: Any, tokenizer: Any) -> Subject:
+    """Choose questions of a task: some of those that the model answers rightly.
+
+    That asks the model, so it is done once and before any trial.
+    """
+    arithmetic = format_of(model.get_input_embeddings().weight.dtype).name
+    encoding = request.config.stash[SETTINGS].encoding
+    task = request.param
+    try:
+        return make_subject(
+            Path(model.name_or_path).name,
+            task,
+            Precision(arithmetic, encoding or arithmetic),
+            model,
+            tokenizer,
+            request.config.stash[_QUESTIONS][task],
+            wanted=request.config.getoption("--paper-questions"),
+            new_tokens=request.config.getoption("--paper-new-tokens"),
+        )
+    except TooFewQuestionsError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
 @pytest.fixture
-def say(request: pytest.FixtureRequest, model: Any, tokenizer: Any) -> Callable[[Question], str]:
-    """Return what answers a question of the test's task: 60 new tokens, mathematics 180."""
-    new_tokens = NEW_TOKENS[_task(request)]
+def question(subject: Subject, number: int) -> Question:
+    """Return a question of the test's task that the model answers rightly."""
+    return subject.asked[number].question
+
+
+@pytest.fixture
+def say(subject: Subject, model: Any, tokenizer: Any) -> Callable[[Question], str]:
+    """Return what answers a question."""
+    new_tokens = subject.new_tokens
 
     def answer(question: Question) -> str:
         prompt = tokenizer(question.prompt, return_tensors="pt").to(model.device)
         said = model.generate(**prompt, max_new_tokens=new_tokens, do_sample=False)
-        return str(
-            tokenizer.decode(said[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        )
+        new = said[0, prompt["input_ids"].shape[1] :]
+        return str(tokenizer.decode(new, skip_special_tokens=True))
 
     return answer
 
@@ -142,40 +178,32 @@ class Numbers:
 
 
 @pytest.fixture
-def measured(request: pytest.FixtureRequest, model: Any, tokenizer: Any) -> Callable[..., Numbers]:
+def measured(request: pytest.FixtureRequest, subject: Subject) -> Callable[..., Numbers]:
     """Return what measures a figure of the paper with the test's model and task."""
     settings = request.config.stash[SETTINGS]
     questions = request.config.stash[_QUESTIONS]
-    task = _task(request)
-    name = Path(model.name_or_path).name
+    task = subject.task
 
-    def measure(figure: Figure, encoding: str | None = settings.encoding) -> Numbers:
-        arithmetic = format_of(model.get_input_embeddings().weight.dtype).name
-        precision = Precision(arithmetic, encoding or arithmetic)
-        try:
-            subject = make_subject(
-                name,
-                task,
-                precision,
-                model,
-                tokenizer,
-                questions[task],
-                wanted=request.config.getoption("--paper-questions"),
-            )
-        except TooFewQuestionsError as error:
-            pytest.fail(str(error), pytrace=False)
+    def measure(figure: Figure, encoding: str = subject.precision.encoding) -> Numbers:
+        there = replace(subject, precision=replace(subject.precision, encoding=encoding))
         selection = Selection(
-            subjects=((name, task),),
+            subjects=((there.name, task),),
             named=True,
-            precisions=(str(precision),),
+            precisions=(str(there.precision),),
             fault_models=(settings.fault_model,),
             protections=tuple(protections().values()),
             trials=settings.faults,
         )
-        others = {each: there for each, there in questions.items() if each != task}
+        others = {each: those for each, those in questions.items() if each != task}
         results = Results()
         bench = Bench(
-            subject, results, settings.faults, settings.seed, others=others, progress=False
+            there,
+            results,
+            settings.faults,
+            settings.seed,
+            others=others,
+            new_tokens=request.config.getoption("--paper-new-tokens"),
+            progress=False,
         )
         needs = figure.needs(bench, selection)
         if needs and not settings.faults:
@@ -196,7 +224,3 @@ def measured(request: pytest.FixtureRequest, model: Any, tokenizer: Any) -> Call
         )
 
     return measure
-
-
-def _task(request: pytest.FixtureRequest) -> str:
-    return str(request.node.get_closest_marker("paper").kwargs["task"])

@@ -77,6 +77,8 @@ class Subject:
         The questions into whose answers faults strike; all are answered rightly without one.
     others:
         Questions that offline bounds are profiled on; none of them is among `asked`.
+    new_tokens:
+        How long an answer is at most.
     tried, right, too_long:
         How many questions were tried, how many of these answered rightly, and how many were left
         out because the model's context cannot hold them and the answer.
@@ -89,6 +91,7 @@ class Subject:
     tokenizer: Any
     asked: list[Asked]
     others: list[Asked]
+    new_tokens: int
     tried: int
     right: int
     too_long: int
@@ -235,7 +238,17 @@ def make_subject(
             "others: give more questions, or judge fewer with --questions"
         )
     return Subject(
-        name, task, precision, model, tokenizer, asked, others[:profiled], tried, right, too_long
+        name,
+        task,
+        precision,
+        model,
+        tokenizer,
+        asked,
+        others[:profiled],
+        new,
+        tried,
+        right,
+        too_long,
     )
 
 

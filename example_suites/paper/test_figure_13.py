@@ -14,7 +14,7 @@ from readers import Question
 
 
 @pytest.mark.paper(task="squad")
-@pytest.mark.sdc_budget(5, golden="exclude")
+@pytest.mark.sdc_budget(5)
 def test_a_passage_is_read(say: Callable[[Question], str], question: Question) -> None:
     """What the model says holds a reference answer (SQuAD 2.0)."""
     text = say(question)
@@ -22,7 +22,7 @@ def test_a_passage_is_read(say: Callable[[Question], str], question: Question) -
 
 
 @pytest.mark.paper(task="xtreme")
-@pytest.mark.sdc_budget(5, golden="exclude")
+@pytest.mark.sdc_budget(5)
 def test_a_passage_in_some_language_is_read(
     say: Callable[[Question], str], question: Question
 ) -> None:
@@ -32,7 +32,7 @@ def test_a_passage_in_some_language_is_read(
 
 
 @pytest.mark.paper(task="gsm8k")
-@pytest.mark.sdc_budget(5, golden="exclude")
+@pytest.mark.sdc_budget(5)
 def test_a_word_problem_is_solved(say: Callable[[Question], str], question: Question) -> None:
     """The right number is among those that the model says (GSM8K)."""
     text = say(question)
