@@ -17,29 +17,28 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtri
 from scipy.stats import beta, binom
 from tabulate import tabulate
 
-from ft2.report import layer_kind
 from ft2.verdict import (
+    AllocationRule,
     Budget,
     Counts,
     Pairs,
     SequentialRule,
     TwoStageSample,
-    allocate,
     always_valid_interval,
     decide,
     interval,
     interval_for_new_prompts,
     least_trials,
-    pilot_size,
     weighted_interval,
 )
 
@@ -48,6 +47,12 @@ TRIALS = (50, 200, 500, 2000, 20_000)
 RATES = (0.0, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0)
 # A budget that the truth exceeds by as little as can be.
 JUST_BELOW = 1 - 1e-9
+
+# Intervals computed for a cell's mean width.
+WIDTHS = 600
+# What the looks may cost where they mislead, as a share of the width: a rule that ever departs from
+# uniform sampling also does so by chance where that is best.
+PRICE = 0.002
 
 interval_of = cache(interval)
 always_valid = cache(always_valid_interval)
@@ -73,7 +78,8 @@ class Cell:
     beside:
         What another interval or plan does with the same campaigns.
     wider:
-        Whether the mean interval is wider than uniform sampling's by more than simulation explains.
+        Whether the mean interval is wider than uniform sampling's by more than :data:`PRICE` and
+        simulation error.
     """
 
     part: str
@@ -196,148 +202,216 @@ def early_stops(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
                 )
 
 
-SPACES: dict[str, list[float]] = {
-    "all alike": [1.0] * 16,
-    "one hot bit": [0.0] * 14 + [16.0, 0.0],
-    "one hot bit, few elsewhere": [0.1] * 14 + [14.0, 0.6],
-    "three warm bits": [0.2] * 12 + [6.0, 4.0, 3.6, 0.0],
-}
-"""Rates of 16 equal strata, over their mean."""
+@dataclass(frozen=True)
+class Truth:
+    """Where SDCs come from.
+
+    Attributes
+    ----------
+    weight:
+        The hot stratum's share of the space.
+    hot, cold:
+        The strata's rates on each prompt; trials are dealt to the prompts in turn.
+    """
+
+    weight: float
+    hot: NDArray[np.float64]
+    cold: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rate: float, held: float, weight: float = 1 / 16, spread: int = 1) -> Truth:
+        """Return a truth by the overall rate, and the share of the SDCs that the hot stratum holds.
+
+        Of each `spread` prompts, one alone is ever answered wrongly.
+        """
+        prompts = np.eye(spread)[0] * spread
+        return cls(
+            weight, prompts * rate * held / weight, prompts * rate * (1 - held) / (1 - weight)
+        )
+
+    @property
+    def rate(self) -> float:
+        """The overall rate."""
+        return float(self.weight * self.hot.mean() + (1 - self.weight) * self.cold.mean())
 
 
-def mean_width(rate: float, trials: int) -> float:
-    """Return the expected width of uniform sampling's exact interval, in percentage points."""
-    events = np.arange(trials + 1)
-    chances = binom.pmf(events, trials, rate)
+@dataclass(frozen=True)
+class Drawn:
+    """Campaigns by what they saw; arrays of one number for each.
+
+    ``first_*``: the uniform trials of the first stage; ``hot_*`` and ``cold_*``: the second one's.
+    A campaign that stayed uniform has no hot ones.
+    """
+
+    first_trials: NDArray[np.int64]
+    first_events: NDArray[np.int64]
+    hot_trials: NDArray[np.int64]
+    hot_events: NDArray[np.int64]
+    cold_trials: NDArray[np.int64]
+    cold_events: NDArray[np.int64]
+
+
+def stratified_campaigns(
+    truth: Truth, planned: int, campaigns: int, random: np.random.Generator
+) -> Drawn:
+    """Run campaigns over strata: uniform trials, looks, and what they allot."""
+    prompts = len(truth.hot)
+    rule = AllocationRule(planned, prompts)
+    dealt = 0
+    hot, hot_events, events = (np.zeros(campaigns, dtype=np.int64) for _ in range(3))
+    first, first_events, more = (np.zeros(campaigns, dtype=np.int64) for _ in range(3))
+    undecided = np.ones(campaigns, dtype=bool)
+    for look in rule.looks:
+        for number in range(prompts):
+            some = (look - dealt) // prompts
+            drawn = random.binomial(some, truth.weight, campaigns)
+            found = random.binomial(drawn, truth.hot[number])
+            hot += drawn
+            hot_events += found
+            events += found + random.binomial(some - drawn, truth.cold[number])
+        dealt = look
+        kept = rule.kept(truth.weight, hot, hot_events, look - hot, events - hot_events)
+        decides = undecided & (kept < 1)
+        first[decides], first_events[decides] = look, events[decides]
+        extra = np.floor(np.round((1 - kept) * (planned - look), 6) / prompts) * prompts
+        more[decides] = extra[decides].astype(np.int64)
+        undecided &= ~decides
+    left = planned - dealt
+    each = np.array([left // prompts + (number < left % prompts) for number in range(prompts)])
+    rates = truth.weight * truth.hot + (1 - truth.weight) * truth.cold
+    first[undecided] = 0
+    cold_trials = np.where(undecided, planned, 0)
+    cold_events = np.where(undecided, events, 0)
+    for number in range(prompts):
+        cold_events += np.where(
+            undecided, random.binomial(each[number], rates[number], campaigns), 0
+        )
+    hot_trials, seen_hot = np.zeros_like(more), np.zeros_like(more)
+    later = np.where(undecided, 0, planned - first - more)
+    for number in range(prompts):
+        uniform = later // prompts + (number < later % prompts)
+        drawn = random.binomial(uniform, truth.weight)
+        hot_here = drawn + more // prompts
+        hot_trials += hot_here
+        seen_hot += random.binomial(hot_here, truth.hot[number])
+        cold_trials += uniform - drawn
+        cold_events += random.binomial(uniform - drawn, truth.cold[number])
+    return Drawn(first, first_events, hot_trials, seen_hot, cold_trials, cold_events)
+
+
+def mean_width(rate: float, trials: int, known: int = 0, events: int = 0) -> float:
+    """Return the expected width of uniform sampling's exact interval, in percentage points.
+
+    Of all `trials`, the first `known` have shown `events`.
+    """
+    later = np.arange(trials - known + 1)
+    chances = binom.pmf(later, trials - known, rate)
     likely = chances > 1e-12
-    events, chances = events[likely], chances[likely]
+    seen, chances = events + later[likely], chances[likely]
     tail = (1 - NOMINAL) / 2
-    low = np.where(events > 0, beta.ppf(tail, events, trials - events + 1), 0.0)
-    high = np.where(events < trials, beta.ppf(1 - tail, events + 1, trials - events), 1.0)
+    low = np.where(seen > 0, bdtri_low(seen, trials, tail), 0.0)
+    high = np.where(seen < trials, bdtri(np.minimum(seen, trials - 1), trials, tail), 1.0)
     return 100 * float((chances * (high - low)).sum() / chances.sum())
 
 
-def stratified_campaign(
-    weights: NDArray[np.float64],
-    rates: NDArray[np.float64],
-    planned: int,
-    random: np.random.Generator,
-) -> TwoStageSample:
-    """Run one campaign over strata: pilot, allocation, second stage."""
-    pilot = pilot_size(planned)
-    trials = random.multinomial(pilot, weights)
-    events = random.binomial(trials, rates)
-    plan = allocate(weights.tolist(), trials.tolist(), events.tolist(), planned - pilot)
-    hot = np.isin(np.arange(len(rates)), plan.hot)
-    cold_trials = planned - pilot - plan.trials
-    return TwoStageSample(
-        pilot,
-        int(events.sum()),
-        plan.weight,
-        plan.trials,
-        int(random.binomial(plan.trials, np.average(rates[hot], weights=weights[hot])))
-        if plan.hot
-        else 0,
-        cold_trials,
-        int(random.binomial(cold_trials, np.average(rates[~hot], weights=weights[~hot]))),
+def bdtri_low(events: NDArray[np.int64], trials: int, tail: float) -> NDArray[np.float64]:
+    """Return Clopper and Pearson's lower bounds of rates."""
+    return np.asarray(bdtri(np.maximum(events, 1) - 1, trials, 1 - tail))
+
+
+def stratified_cell(
+    name: str, truth: Truth, planned: int, campaigns: int, random: np.random.Generator
+) -> Cell:
+    """Run campaigns over strata; compare their intervals with those of uniform sampling.
+
+    Where the sampling stayed uniform the interval is uniform sampling's. A campaign that allotted
+    its trials is compared with what uniform sampling would have gone on to from the same first
+    ones, on average: so the difference of the mean widths has little error.
+    """
+    drawn = stratified_campaigns(truth, planned, campaigns, random)
+    level, rate = (1 - NOMINAL) / 2, truth.rate
+
+    @cache
+    def wrong(*counts: int) -> tuple[bool, bool, float]:
+        sample = TwoStageSample(counts[0], counts[1], truth.weight, *counts[2:])
+        return (
+            sample.refutes_at_most(rate, level) or sample.refutes_at_least(rate, level),
+            sample.refutes_at_least(rate, 1 - NOMINAL),
+            sample.rate,
+        )
+
+    @cache
+    def gained(*counts: int) -> float:
+        low, high = TwoStageSample(counts[0], counts[1], truth.weight, *counts[2:]).interval()
+        return high - low - mean_width(rate, planned, counts[0], counts[1])
+
+    names = ("first_trials", "first_events", "hot_trials", "hot_events", "cold_trials")
+    rows = np.stack([*(getattr(drawn, each) for each in names), drawn.cold_events], axis=1)
+    found = [wrong(*map(int, row)) for row in rows]
+    allotted = np.flatnonzero(drawn.hot_trials)
+    # An interval takes longer than a decision, and some hundred tell the mean well enough.
+    shown = allotted[:WIDTHS]
+    widened_by = np.array([gained(*map(int, rows[number])) for number in shown])
+    share = len(allotted) / campaigns
+    uniform = mean_width(rate, planned)
+    excess, error = 0.0, 0.0
+    if len(shown):
+        excess = share * float(widened_by.mean())
+        spread = share**2 * float(widened_by.var()) / len(shown)
+        spread += share * (1 - share) * float(widened_by.mean()) ** 2 / campaigns
+        error = 4 * math.sqrt(spread)
+    estimate = float(np.mean([each[2] for each in found]))
+    return Cell(
+        "strata",
+        name,
+        100 * rate,
+        planned,
+        campaigns,
+        1 - float(np.mean([each[0] for each in found])),
+        float(np.mean([each[1] for each in found])) if rate else None,
+        None,
+        float(planned),
+        (uniform / (uniform + excess)) ** 2,
+        f"allots in {100 * share:.1f} %; width {100 * excess / uniform:+.2f} % "
+        f"(± {50 * error / uniform:.2f}); mean estimate {estimate:.4g} %",
+        excess > PRICE * uniform + error,
     )
 
 
 def strata(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
-    """A pilot, hot and cold strata; widths against those of uniform sampling."""
-    for name, shape in SPACES.items():
-        for rate in (0.0, 0.05, 0.5, 3.0):
-            for planned in (500, 2000, 16_000, 20_000):
-                rates = np.array(shape) * rate / 100
-                weights = np.full(len(rates), 1 / len(rates))
-                # The weighted counts take some milliseconds each.
-                count = campaigns if rate * planned <= 100 else max(1, campaigns // 10)
-                draw = partial(stratified_campaign, weights, rates, planned, random)
-                yield stratified_cell("strata", name, float(weights @ rates), planned, count, draw)
-
-
-def fixed_strata(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
-    """The strata of ``--ft2-sampling=stratified``, chosen before the first trial; fp16, 1-bit.
-
-    Where the SDCs are not where they are looked for, the interval may be wider than uniform
-    sampling's: no promise is made of that.
-    """
-    weight = 1 / 16
-    share = 1 - 0.75 * (1 - weight)
-
-    def draw(top_rate: float, other_rate: float, planned: int) -> TwoStageSample:
-        top = int(random.binomial(planned, share))
-        others = planned - top
-        events = int(random.binomial(top, top_rate)), int(random.binomial(others, other_rate))
-        return TwoStageSample(0, 0, weight, top, events[0], others, events[1])
-
-    for name, held in (("all in the top bit", 1.0), ("9 in 10", 0.9), ("as in the space", weight)):
-        for rate in (0.0, 0.0005, 0.007, 0.03):
+    """``--ft2-sampling=stratified``: looks at uniform trials, then trials of the hot stratum."""
+    rates = (0.0, 0.0005, 0.0015, 0.007, 0.03)
+    for held in (1.0, 0.95, 0.5, 0.25, 1 / 16, 0.0):
+        name = f"{100 * held:.3g} % of SDCs in 1/16"
+        for rate in rates if held == 1.0 else rates[1:]:
             for planned in (1000, 4000, 16_000):
-                rates = rate * held / weight, rate * (1 - held) / (1 - weight)
-                campaign = partial(draw, *rates, planned)
-                count = campaigns if rate * planned <= 1 else max(1, campaigns // 10)
-                cell = stratified_cell("fixed strata", name, rate, planned, count, campaign)
-                yield replace(cell, wider=False)
+                yield stratified_cell(name, Truth.of(rate, held), planned, campaigns, random)
+    for held in (1.0, 0.9, 0.4):
+        name = f"{100 * held:.3g} % of SDCs in 1/5"
+        for rate in (0.0015, 0.03):
+            for planned in (2000, 16_000):
+                truth = Truth.of(rate, held, weight=1 / 5)
+                yield stratified_cell(name, truth, planned, campaigns, random)
+    for rate in (0.0015, 0.007):
+        truth = Truth.of(rate, 0.95, spread=8)
+        name = "95 % of SDCs in 1/16, all on one of 8 prompts"
+        yield stratified_cell(name, truth, 16_000, campaigns, random)
 
 
 def measured_strata(path: Path, campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
-    """The same for models as measured: what their JSON document says of each bit and layer kind."""
+    """The same for models as measured: what a JSON document says of the bits."""
+    from ft2.faults import TOP_BIT, Fault, stratum_of
+
     for campaign in json.loads(path.read_text(encoding="utf-8"))["campaigns"]:
-        seen: dict[tuple[str, str], list[bool]] = {}
+        events: dict[bool, list[bool]] = {True: [], False: []}
         for trial in campaign["trials"]:
-            fault = dict(part.split("=") for part in trial["fault"].split(","))
-            stratum = (fault["bits"], layer_kind(fault["layer"]))
-            seen.setdefault(stratum, []).append(trial["outcome"] == "sdc")
-        weights = np.array([len(events) for events in seen.values()], dtype=float)
-        rates = np.array([np.mean(events) for events in seen.values()])
+            hot = stratum_of(Fault.parse(trial["fault"])) == TOP_BIT
+            events[hot].append(trial["outcome"] == "sdc")
+        rates = [np.array([np.mean(events[hot])]) for hot in (True, False)]
+        truth = Truth(len(events[True]) / len(campaign["trials"]), rates[0], rates[1])
         name = f"{campaign['nodeid'].rpartition('::')[2]}, {campaign['protection']}"
-        for planned in (2000, 16_000, 64_000):
-            count = max(1, campaigns // 25)
-            shares = weights / weights.sum()
-            draw = partial(stratified_campaign, shares, rates, planned, random)
-            yield stratified_cell("strata", name, float(shares @ rates), planned, count, draw)
-
-
-def stratified_cell(
-    part: str,
-    name: str,
-    truth: float,
-    planned: int,
-    campaigns: int,
-    draw: Callable[[], TwoStageSample],
-) -> Cell:
-    """Run campaigns over strata, each drawn by `draw`, whose true rate is a share."""
-    level = (1 - NOMINAL) / 2
-    missed = false_passes = 0
-    widths: list[float] = []
-    means = []
-    for _ in range(campaigns):
-        sample = draw()
-        low = sample.refutes_at_most(truth, level)
-        high = sample.refutes_at_least(truth, level)
-        missed += low or high
-        false_passes += sample.refutes_at_least(truth, 1 - NOMINAL)
-        means.append(sample.rate)
-        if len(widths) < 400:
-            around = sample.interval()
-            widths.append(around[1] - around[0])
-    uniform = mean_width(truth, planned)
-    error = 4 * float(np.std(widths)) / math.sqrt(len(widths))
-    return Cell(
-        part,
-        name,
-        100 * truth,
-        planned,
-        campaigns,
-        1 - missed / campaigns,
-        false_passes / campaigns if truth else None,
-        None,
-        float(planned),
-        (uniform / float(np.mean(widths))) ** 2,
-        f"mean estimate {np.mean(means):.4g} %",
-        bool(np.mean(widths) > (1 + 1e-6) * uniform + error),
-    )
+        for planned in (4000, 16_000, 64_000):
+            yield stratified_cell(name, truth, planned, campaigns, random)
 
 
 def bootstrap(rates: NDArray[np.float64], random: np.random.Generator) -> tuple[float, float]:
@@ -439,7 +513,6 @@ PARTS: dict[str, Callable[[int, np.random.Generator], Iterator[Cell]]] = {
     "fixed": fixed_plans,
     "early": early_stops,
     "strata": strata,
-    "fixed-strata": fixed_strata,
     "prompts": prompts,
     "weighted": weighted,
     "pairs": pairs,

@@ -20,16 +20,17 @@ from ft2.campaign import (
     is_sticky,
     preserved_randomness,
 )
-from ft2.faults import Draw, Fault, fault_model, sample_stratified, stratum_of
+from ft2.faults import Draw, Fault, fault_model, sample_top_bit, stratum_of
 from pytest_ft2.batching import is_watched
 from pytest_ft2.crashes import crashed_trials, leave_to_another_process
+from pytest_ft2.deadline import last_resort
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
 from pytest_ft2.items import ChunkItem, tear_down
 from pytest_ft2.judgement import Proof, first_line, judge, machine_error, read_proof, sticky_error
+from pytest_ft2.needed import needed_trials
 from pytest_ft2.options import SETTINGS
 from pytest_ft2.plan import GatePlan, Payload
 from pytest_ft2.reports import send
-from pytest_ft2.stops import is_stopped
 from pytest_ft2.timeouts import trial_timeout
 
 __all__ = ["run_chunk", "sample_fault"]
@@ -80,9 +81,8 @@ def sample_fault(plan: GatePlan, trial: int, golden: GoldenSet) -> Fault:
     assert golden.golden is not None
     space, model = golden.golden.space, fault_model(plan.fault_model)
     draw = Draw(plan.seed, plan.key, trial)
-    if plan.sampling == "stratified":
-        choice = Draw(plan.seed, f"{plan.key}\nstratum", trial)
-        return sample_stratified(space, choice, draw, model, plan.encoding)
+    if trial >= plan.planned > 0:
+        return sample_top_bit(space, draw, model, plan.encoding)
     return space.sample(draw, model, plan.encoding)
 
 
@@ -116,7 +116,7 @@ class _ChunkRun:
 
     def run(self) -> None:
         """Run golden runs, then trials, then a golden run again; keep the harness's errors."""
-        if self._device_is_lost() or self._is_stopped():
+        if self._device_is_lost() or not any(map(self._is_needed, self.chunk.trials)):
             return
         sets = self._sets()
         # Each set's assertion is tried once in the whole session: beside the set's first trial.
@@ -128,27 +128,30 @@ class _ChunkRun:
         if not trials:
             return
         self._computed = self._compute_ahead(trials)
-        for trial, number in trials:
-            if self._is_stopped():
-                break
-            # Said before anything runs, so that it is known in which trial a process died.
-            self._announce("begins", trial=trial, stratum=self._stratum(trial, number))
-            self._run_trial(trial, number)
-            if self._device_is_lost():
-                return
+        with last_resort():
+            for trial, number in trials:
+                if not self._is_needed(trial):
+                    continue
+                # Said before anything runs, so that it is known in which trial a process died.
+                self._announce("begins", trial=trial, stratum=self._stratum(trial, number))
+                self._run_trial(trial, number)
+                if self._device_is_lost():
+                    return
         self._announce("behind")
         problem = self.goldens.again(trials[-1][1])
         if problem is not None:
             self._report_problem(problem)
 
-    def _is_stopped(self) -> bool:
-        """Whether the campaign's first trials, none of them here, have decided it."""
-        return is_stopped(self.chunk.config, self.plan.key)
+    def _is_needed(self, trial: int) -> bool:
+        """Whether the campaign's first trials have not decided that this one need not run."""
+        return any(trial in each for each in needed_trials(self.chunk.config, self.plan))
 
     def _trials(self) -> list[int]:
-        """Return the trials to run: all, when the chunk runs again, but those that ended it."""
+        """Return the trials to run: when the chunk runs again, not those that ended it."""
         crashed = crashed_trials(self.chunk.config, self.chunk.nodeid)
-        return [trial for trial in self.chunk.trials if trial not in crashed]
+        return [
+            trial for trial in self.chunk.trials if trial not in crashed and self._is_needed(trial)
+        ]
 
     def _stratum(self, trial: int, number: int) -> str | None:
         """Return the stratum of a trial's fault; None where there are no strata, or no fault."""

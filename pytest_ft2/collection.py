@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from _pytest.skipping import evaluate_skip_marks
 
-from ft2.verdict import LEAST_STRATIFIED, Budget, never_passes
+from ft2.verdict import AllocationRule, Budget, never_passes
 from pytest_ft2.items import Campaign, ChunkItem, GateItem
 from pytest_ft2.marks import MARK, SdcBudget, read_mark
 from pytest_ft2.options import Settings
@@ -123,7 +123,7 @@ def _groups(
     """Group a function's items into campaigns: by what the model depends on."""
     _check_function(functions[0])
     protection_options(_protection(functions[0], settings), settings)
-    _check_sampling(read_mark(_mark(functions[0])).faults or settings.faults, settings)
+    _check_sampling(settings)
     closure = _model_closure(functions[0], settings)
     groups: dict[tuple[object, ...], list[pytest.Function]] = {}
     for item in functions:
@@ -171,20 +171,12 @@ def _check_function(function: pytest.Function) -> None:
         )
 
 
-def _check_sampling(planned: int, settings: Settings) -> None:
-    """Refuse strata where they cannot be had, or would only widen the interval."""
-    if settings.sampling != "stratified":
-        return
-    if settings.stop == "early":
+def _check_sampling(settings: Settings) -> None:
+    """Refuse strata where they cannot be had."""
+    if settings.sampling == "stratified" and settings.stop == "early":
         raise ValueError(
             "--ft2-sampling=stratified cannot be combined with --ft2-stop=early, whose looks count "
             "each trial alike: leave one of them out"
-        )
-    # A replay plans no trials.
-    if 0 < planned < LEAST_STRATIFIED:
-        raise ValueError(
-            f"--ft2-sampling=stratified needs {LEAST_STRATIFIED} faults or more, and {planned} are "
-            "planned: with so few its interval would be wider than that of uniform sampling"
         )
 
 
@@ -269,6 +261,7 @@ def _campaign(
         golden=budget.golden,
         seed=settings.seed,
         sampling=settings.sampling,
+        hot=AllocationRule(planned).most_hot if settings.sampling == "stratified" else 0,
         stop=settings.stop,
         trial_timeout=settings.trial_timeout,
         replay_options=settings.chosen_options,

@@ -33,6 +33,9 @@ class GatePlan:
         Where the test stands, as pytest's reports give it.
     planned:
         Number of trials; 0 in a replay that does not say.
+    hot:
+        How many more trials are there to be chosen from, numbered behind the planned ones: their
+        faults flip the highest exponent bit, and they run in place of planned ones.
     chunk:
         Trials per item.
     bounds:
@@ -41,7 +44,7 @@ class GatePlan:
         What it does with values out of bounds; None: as it has it.
     sampling:
         ``stratified`` where faults in the highest exponent bit get more trials than their share of
-        the space, else ``uniform``.
+        the space once the first trials show that SDCs are there, else ``uniform``.
     stop:
         ``early`` where the first trials may decide the gate, else ``never``.
     sets:
@@ -68,6 +71,7 @@ class GatePlan:
     bounds: str | None = None
     correction: str | None = None
     sampling: str = "uniform"
+    hot: int = 0
     stop: str = "never"
 
     @property
@@ -93,10 +97,16 @@ class GatePlan:
         return f"{self.prefix}gate]"
 
     @property
+    def numbers(self) -> range:
+        """The numbers of all trials that there are to be chosen from."""
+        return range(self.planned + self.hot)
+
+    @property
     def chunks(self) -> Iterator[range]:
         """The trials of each chunk."""
-        for first in range(0, self.planned, self.chunk):
-            yield range(first, min(first + self.chunk, self.planned))
+        for start, stop in ((0, self.planned), (self.planned, self.planned + self.hot)):
+            for first in range(start, stop, self.chunk):
+                yield range(first, min(first + self.chunk, stop))
 
     def chunk_id(self, trials: range) -> str:
         """Return the node id of the chunk that runs `trials`."""

@@ -75,10 +75,10 @@ def _activate(config: pytest.Config, settings: Settings) -> None:
     owner = Owner(config, settings)
     plugins.register(owner, "ft2-owner")
     plugins.register(Progress(owner), "ft2-progress")
-    if settings.stop == "early":
-        from pytest_ft2.stops import EarlyStops
+    if settings.stop == "early" or settings.sampling == "stratified":
+        from pytest_ft2.needed import NeededTrials
 
-        plugins.register(EarlyStops(config, owner.ledger), "ft2-early-stops")
+        plugins.register(NeededTrials(config, owner.ledger), "ft2-needed-trials")
     if plugins.hasplugin("xdist"):
         from pytest_ft2.workers import WorkerHooks
 

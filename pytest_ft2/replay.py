@@ -41,11 +41,16 @@ class Replay:
             raise pytest.UsageError(
                 f"--ft2-replay: there is no gated test {self._test!r}; there are: {known}"
             )
-        planned = gate.campaign.plan.planned
-        if planned and self._trial >= planned:
+        plan = gate.campaign.plan
+        if plan.sampling == "stratified" and not plan.planned:
             raise pytest.UsageError(
-                f"--ft2-replay: {self._test} has {planned} trials, numbered from 0, so there is "
-                f"no trial {self._trial}"
+                "--ft2-replay: with stratified sampling a trial's number says what it is only "
+                "beside the number of trials: give --ft2-faults=N as the campaign had it"
+            )
+        if plan.planned and self._trial not in plan.numbers:
+            raise pytest.UsageError(
+                f"--ft2-replay: {self._test} has {len(plan.numbers)} trials, numbered from 0, so "
+                f"there is no trial {self._trial}"
             )
         self._campaign, self._neighbour = gate.campaign, gate
         # Which sets take part can depend on all golden runs; the item stands for the campaign.

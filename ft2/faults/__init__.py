@@ -6,7 +6,7 @@ from ft2.faults.formats import FORMATS, NumberFormat, flip, format_of, number_fo
 from ft2.faults.injection import Injection, inject
 from ft2.faults.models import FAULT_MODELS, FaultModel, fault_model
 from ft2.faults.space import EmptySpaceError, Execution, Space, Step
-from ft2.faults.strata import OTHER_BITS, TOP_BIT, sample_stratified, stratum_of, top_bit_weight
+from ft2.faults.strata import OTHER_BITS, TOP_BIT, sample_top_bit, stratum_of, top_bit_weight
 
 __all__ = [
     "FAULT_MODELS",
@@ -28,7 +28,7 @@ __all__ = [
     "inject",
     "number_format",
     "pattern",
-    "sample_stratified",
+    "sample_top_bit",
     "stratum_of",
     "top_bit_weight",
 ]

@@ -53,7 +53,7 @@ def write_document(
 def _campaign(result: CampaignResult) -> dict[str, Any]:
     verdict = result.verdict
     new_prompts = result.interval_for_new_prompts
-    fixed = result.complete and result.stop is None and result.strata is None
+    fixed = result.complete and result.stop is None and result.allocation is None
     largest = result.largest_weights if fixed else None
     drawn = result.sampling_weights
     return {
@@ -71,6 +71,7 @@ def _campaign(result: CampaignResult) -> dict[str, Any]:
         "due": result.counts.due,
         "sampling": result.sampling,
         "strata": None if result.strata is None else [*map(asdict, result.strata)],
+        "allocation": None if result.allocation is None else asdict(result.allocation),
         "stop": result.stop,
         "rate": None if verdict is None else verdict.rate,
         "interval": None if verdict is None or verdict.interval is None else [*verdict.interval],

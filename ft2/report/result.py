@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ft2.verdict import (
+    Allocation,
     Budget,
     Counts,
     Stratum,
@@ -43,7 +44,10 @@ class CampaignResult:
         many it ``saved``; and how many more, ``not_counted``, other workers had run by then. None
         where all trials were to run.
     strata:
-        What was seen in each stratum of the space; None where trials were drawn uniformly.
+        What was seen in each stratum of the space; None of a plan that is uniform.
+    allocation:
+        Where the trials behind the first ones were drawn from; None where all were drawn
+        uniformly, be it because the first ones gave no reason for another choice.
     largest_weights:
         The largest weight that any site has under each other measure of the space.
     """
@@ -65,6 +69,7 @@ class CampaignResult:
     replay_options: Sequence[str] = ()
     stop: dict[str, Any] | None = None
     strata: Sequence[Stratum] | None = None
+    allocation: Allocation | None = None
     largest_weights: dict[str, float] | None = None
 
     @property
@@ -80,8 +85,12 @@ class CampaignResult:
 
     @property
     def sampling_weights(self) -> dict[str, float]:
-        """Of each stratum how many trials uniform sampling would have given it, over its own."""
-        strata = [each for each in self.strata or () if each.trials]
+        """Of each stratum how many trials uniform sampling would have given it, over its own.
+
+        None at all where they were drawn uniformly: each trial counts as much as any other.
+        """
+        drawn = () if self.allocation is None else self.strata or ()
+        strata = [each for each in drawn if each.trials]
         seen = sum(each.trials for each in strata)
         return {each.name: each.weight * seen / each.trials for each in strata}
 
@@ -90,14 +99,14 @@ class CampaignResult:
 
         None for a part of the space whose trials come from several strata.
         """
-        if self.strata is not None:
+        if self.allocation is not None:
             return None
         return (interval if self.stop is None else always_valid_interval)(events, trials)
 
     @property
     def interval_for_new_prompts(self) -> tuple[float, float] | None:
         """The rate over prompts like these, in per cent; None where they say nothing of others."""
-        if not self.complete or self.stop is not None or self.strata is not None:
+        if not self.complete or self.stop is not None or self.allocation is not None:
             return None
         counted: dict[str, list[bool]] = {}
         for trial in filter(_is_known, self.trials):
@@ -111,7 +120,7 @@ class CampaignResult:
         sequential = self.stop is not None and self.confidence is not None
         counts = self.counts
         if (
-            self.strata is not None
+            self.allocation is not None
             or not decided
             or sequential
             or 100 * counts.due > self.due_budget * counts.planned

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from ft2.report.measures import reweighted_rate
 from ft2.report.result import CampaignResult
-from ft2.verdict import Stratum
+from ft2.verdict import Allocation, Stratum
 
 __all__ = ["SPACE", "markdown_page", "notes", "table"]
 
@@ -59,7 +59,7 @@ def notes(result: CampaignResult) -> list[str]:
             f"{prompts[1]:.2f} %."
         )
     if result.strata:
-        lines.append(_drawn(result.strata))
+        lines.append(_drawn(result.strata, result.allocation))
     if result.excluded:
         lines.append(f"Left out, answered wrongly without a fault: {', '.join(result.excluded)}.")
     broken = [each for each in result.golden if each.get("passed_with_protection") is False]
@@ -139,13 +139,19 @@ def _shown_chance(per_cent: float) -> str:
     return "less than 1 %" if per_cent < 1 else f"{per_cent:.0f} %"
 
 
-def _drawn(strata: Sequence[Stratum]) -> str:
+def _drawn(strata: Sequence[Stratum], allocation: Allocation | None) -> str:
     parts = [
         f"{each.name}, {100 * each.weight:.3g} % of the space, {each.sdc} SDCs in {each.trials} "
         "trials"
         for each in strata
     ]
-    return f"Sampled by strata, each weighted by its share: {'; '.join(parts)}."
+    how = "Sampled uniformly, as the SDCs gave no reason for strata"
+    if allocation is not None:
+        how = (
+            f"Sampled by strata from trial {allocation.first} on, {allocation.hot} trials from "
+            f"{strata[0].name} alone, each stratum weighted by its share"
+        )
+    return f"{how}: {'; '.join(parts)}."
 
 
 def _where(result: CampaignResult) -> str:

@@ -1,5 +1,6 @@
 """From counts to a rate, an interval and a verdict. Pure arithmetic: no torch, no pytest."""
 
+from ft2.verdict.allocation import Allocation, AllocationRule, allocation_rule
 from ft2.verdict.betting import mean_interval
 from ft2.verdict.early import decide_early
 from ft2.verdict.estimate import Estimate, UniformSample
@@ -11,13 +12,13 @@ from ft2.verdict.planning import least_trials, never_passes
 from ft2.verdict.prompts import interval_for_new_prompts
 from ft2.verdict.repetition import chance_of_another_verdict, chance_of_passing
 from ft2.verdict.stopping import CurtailedRule, SequentialRule, StoppingRule, stopping_rule
-from ft2.verdict.strata import Allocation, TwoStageSample, allocate, pilot_size
-from ft2.verdict.stratified import LEAST_STRATIFIED, Stratum, decide_stratified
+from ft2.verdict.stratified import Stratum, decide_stratified
+from ft2.verdict.two_stage import TwoStageSample
 from ft2.verdict.weighted import weighted_interval, weighted_rate
 
 __all__ = [
-    "LEAST_STRATIFIED",
     "Allocation",
+    "AllocationRule",
     "Budget",
     "Counts",
     "CurtailedRule",
@@ -30,7 +31,7 @@ __all__ = [
     "TwoStageSample",
     "UniformSample",
     "Verdict",
-    "allocate",
+    "allocation_rule",
     "always_valid_interval",
     "chance_of_another_verdict",
     "chance_of_passing",
@@ -48,7 +49,6 @@ __all__ = [
     "lower_bound",
     "mean_interval",
     "never_passes",
-    "pilot_size",
     "stopping_rule",
     "upper_bound",
     "weighted_interval",

@@ -53,7 +53,7 @@ def _seen(counts: Counts, rate: float) -> str:
     of = f"the first {counts.seen} of {counts.planned}"
     if counts.seen == counts.planned:
         of = f"all {counts.planned}"
-    return f"{counts.sdc} of {of} faults changed a right answer into a wrong one, {rate:.3g} %."
+    return f"{counts.told(of)}, {rate:.3g} %."
 
 
 def _why(counts: Counts, budget: Budget, decision: str | None, around: tuple[float, float]) -> str:

@@ -18,17 +18,33 @@ Name = Literal["pass", "fail", "inconclusive", "incomplete"]
 
 @dataclass(frozen=True)
 class Counts:
-    """Outcomes of a campaign: of `planned` trials, how many were masked, SDC and DUE."""
+    """Outcomes of a campaign: of `planned` trials, how many were masked, SDC and DUE.
+
+    Attributes
+    ----------
+    own:
+        Of the SDCs, those on prompts that the protection alone answers wrongly, without a fault.
+    """
 
     planned: int
     masked: int
     sdc: int
     due: int
+    own: int = 0
 
     @property
     def seen(self) -> int:
         """Trials whose outcome is known."""
         return self.masked + self.sdc + self.due
+
+    def told(self, trials: str) -> str:
+        """Say how many of `trials` went wrong; a rate can follow."""
+        if not self.own:
+            return f"{self.sdc} of {trials} faults changed a right answer into a wrong one"
+        return (
+            f"{self.sdc} of {trials} trials gave a wrong answer, {self.own} of them where the "
+            "protection alone gives one, without a fault"
+        )
 
 
 @dataclass(frozen=True)
@@ -147,8 +163,7 @@ def exceeds(events: int, trials: int, allowed: float) -> bool:
 
 def _compare(counts: Counts, budget: Budget, estimate: Estimate, uniform: bool) -> tuple[Name, str]:
     rate = estimate.rate
-    found = f"{counts.sdc} of {counts.planned} faults changed a right answer into a wrong one, "
-    found += _shown_rate(rate, uniform)
+    found = f"{counts.told(str(counts.planned))}, {_shown_rate(rate, uniform)}"
     if rate > budget.sdc:
         return "fail", f"{found}, over the budget of {budget.sdc:g} %."
     reason = f"{found}, within the budget of {budget.sdc:g} %."

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ft2.verdict.allocation import Allocation
 from ft2.verdict.gate import Budget, Counts, Verdict, decide, unusable
-from ft2.verdict.strata import TwoStageSample
+from ft2.verdict.two_stage import TwoStageSample
 
-__all__ = ["LEAST_STRATIFIED", "Stratum", "decide_stratified"]
-
-LEAST_STRATIFIED = 1000
-"""Fewest trials for which strata are worth it: with fewer, the interval is seldom narrower."""
+__all__ = ["Stratum", "decide_stratified", "two_stage_samples"]
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """What a campaign saw in one stratum.
+    """What trials showed in one stratum.
 
     Attributes
     ----------
@@ -38,19 +36,24 @@ class Stratum:
 
 
 def decide_stratified(
-    strata: Sequence[Stratum], planned: int, budget: Budget, problems: Sequence[str] = ()
+    first: Sequence[Stratum],
+    later: Sequence[Stratum],
+    allocation: Allocation,
+    budget: Budget,
+    problems: Sequence[str] = (),
 ) -> Verdict:
-    """Decide a gate whose trials were allotted to two strata before the first.
+    """Decide a gate whose first trials showed where to draw the others from.
 
-    Rates of SDCs and DUEs are those of the space: each stratum's, weighted by its share. The
-    interval is that of :class:`TwoStageSample` without a pilot.
+    Rates of SDCs and DUEs are those of the space, as :class:`TwoStageSample` estimates them. A
+    campaign whose sampling stayed uniform is one for :func:`decide`.
 
     Parameters
     ----------
-    strata:
-        Both strata; none where nothing is known of them.
-    planned:
-        Trials of the campaign.
+    first, later:
+        The hot and the cold stratum, as the uniform trials that decided the allocation showed
+        them, and as the others did.
+    allocation:
+        Where the others were drawn from.
     budget:
         What the gate allows.
     problems:
@@ -59,20 +62,36 @@ def decide_stratified(
     Returns
     -------
     Verdict
-        Without a rate where trials are missing: then there is no telling how they were allotted.
+        Without a rate where trials are missing: they would be of one stratum or the other.
     """
     seen, sdc, due = (
-        sum(getattr(each, name) for each in strata) for name in ("trials", "sdc", "due")
+        sum(getattr(each, name) for each in (*first, *later)) for name in ("trials", "sdc", "due")
     )
+    planned = allocation.first + allocation.uniform + allocation.hot
     counts = Counts(planned, seen - sdc - due, sdc, due)
     missed = [
-        f"No trial was drawn from the stratum {each.name}." for each in strata if not each.trials
+        f"No later trial was drawn from the stratum {each.name}."
+        for each in later
+        if not each.trials
     ]
-    if seen < planned or missed or not strata:
+    if seen < planned or missed:
         return Verdict("incomplete", unusable(counts, [*problems, *missed]), None, None)
-    first, second = strata
-    estimates = (
-        TwoStageSample(0, 0, first.weight, first.trials, events, second.trials, others)
-        for events, others in ((first.sdc, second.sdc), (first.due, second.due))
+    return decide(counts, budget, problems, *two_stage_samples(first, later))
+
+
+def two_stage_samples(
+    first: Sequence[Stratum], later: Sequence[Stratum]
+) -> tuple[TwoStageSample, TwoStageSample]:
+    """Return what the trials say of the rates of SDCs and of DUEs; as :func:`decide_stratified`."""
+    hot, cold = later
+    trials = sum(each.trials for each in first)
+
+    def sample(events: Sequence[int], hot_events: int, cold_events: int) -> TwoStageSample:
+        return TwoStageSample(
+            trials, sum(events), hot.weight, hot.trials, hot_events, cold.trials, cold_events
+        )
+
+    return (
+        sample([each.sdc for each in first], hot.sdc, cold.sdc),
+        sample([each.due for each in first], hot.due, cold.due),
     )
-    return decide(counts, budget, problems, *estimates)

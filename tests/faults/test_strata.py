@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from ft2.faults import (
     FAULT_MODELS,
     FORMATS,
-    OTHER_BITS,
     TOP_BIT,
     Draw,
     Execution,
     Space,
     Step,
     fault_model,
-    sample_stratified,
+    sample_top_bit,
     stratum_of,
     top_bit_weight,
 )
@@ -48,38 +47,30 @@ def test_the_weight_is_the_exact_chance_of_the_highest_exponent_bit(encoding: st
 
 
 @given(st.sampled_from(list(FAULT_MODELS)), st.integers(0, 10**6), st.text(max_size=5))
-def test_a_fault_hits_the_element_that_uniform_sampling_would_hit(
+def test_a_fault_of_the_top_bit_hits_the_element_that_uniform_sampling_would_hit(
     name: str, trial: int, key: str
 ) -> None:
     model, whole = fault_model(name), space("fp32", "fp32")
-    choice, draw = Draw(0, f"{key}\nstratum", trial), Draw(0, key, trial)
-    found = sample_stratified(whole, choice, draw, model, "fp16")
+    found = sample_top_bit(whole, Draw(0, key, trial), model, "fp16")
     uniform = whole.sample(Draw(0, key, trial), model, "fp16")
+    assert stratum_of(found) == TOP_BIT
     for part in ("call", "step", "layer", "row", "position", "neuron", "encoding"):
         assert getattr(found, part) == getattr(uniform, part)
 
 
 @pytest.mark.parametrize("name", FAULT_MODELS)
-def test_weighted_by_its_stratum_each_bit_comes_as_often_as_in_uniform_sampling(name: str) -> None:
+def test_faults_of_the_top_bit_are_those_of_uniform_sampling_that_flip_it(name: str) -> None:
     model, whole, trials = fault_model(name), space("fp16"), 6000
-    weight = top_bit_weight(whole, model, None)
-    faults = [
-        sample_stratified(whole, Draw(0, "choice", trial), Draw(0, "fault", trial), model, None)
-        for trial in range(trials)
-    ]
-    strata = Counter(map(stratum_of, faults))
-    share = 1 - 0.75 * (1 - float(weight))
-    assert strata[TOP_BIT] == pytest.approx(
-        trials * share, abs=4 * math.sqrt(trials * share * (1 - share))
+    uniform = [whole.sample(Draw(1, "", trial), model) for trial in range(trials)]
+    drawn = Counter(
+        sample_top_bit(whole, Draw(0, "", trial), model, None).bits for trial in range(trials)
     )
-    assert strata[TOP_BIT] > 1.5 * trials * weight
-    assert strata[TOP_BIT] + strata[OTHER_BITS] == trials
-    others = Counter(fault.bits for fault in faults if stratum_of(fault) == OTHER_BITS)
-    uniform = Counter(whole.sample(Draw(1, "", trial), model).bits for trial in range(trials))
-    possible = {bits for bits in uniform if FORMATS["fp16"].exponent[-1] not in bits}
-    assert set(others) == possible
-    expected = strata[OTHER_BITS] / len(possible)
-    assert max(abs(count - expected) for count in others.values()) < 6 * math.sqrt(expected)
+    expected = Counter(fault.bits for fault in uniform if stratum_of(fault) == TOP_BIT)
+    assert set(drawn) == set(expected)
+    share, weight = expected.total() / trials, float(top_bit_weight(whole, model, None))
+    assert share == pytest.approx(weight, abs=4 * math.sqrt(weight * (1 - weight) / trials))
+    each = trials / len(drawn)
+    assert max(abs(count - each) for count in drawn.values()) < 6 * math.sqrt(each)
 
 
 def test_layers_of_several_formats_need_the_encoding_named() -> None:
@@ -92,3 +83,5 @@ def test_layers_of_several_formats_need_the_encoding_named() -> None:
 def test_a_fault_model_with_one_stratum_is_refused() -> None:
     with pytest.raises(ValueError, match="highest exponent bit of fp16 in some faults and not in"):
         top_bit_weight(space("fp16"), lambda encoding, draw: (0,), None)
+    with pytest.raises(ValueError, match="highest exponent bit of fp16 in some faults and not in"):
+        sample_top_bit(space("fp16"), Draw(0, "", 0), lambda encoding, draw: (0,), None)

@@ -88,7 +88,7 @@ def ledger(payloads: list[dict[str, Any]], the_plan: GatePlan | None = None) -> 
     for payload in payloads:
         book.add(payload, CHUNK)
     campaign = book.campaigns[KEY]
-    campaign.selected = set(range(the_plan.planned))
+    campaign.selected = set(the_plan.numbers)
     campaign.ended = True
     return campaign
 
