@@ -281,7 +281,8 @@ def _prompt(
     room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if room is not None and len(ids) + new > room:
         return None
-    return Prompt(ids, new, new if full_length else 0, _ends(model))
+    ends = _ends(model)
+    return Prompt(ids, new, new if full_length and ends else 0, ends)
 
 
 def _ends(model: Any) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from statistics import mean
 
 from bench import Bench, Need
 from figures.figure import Figure, Selection, known, markdown, shown, with_interval
+from ft2.verdict import interval
 from protections import FT2, NONE, ZERO
 from published import paper_says, rates, reduction
 from results import Entry, Place, Results, pairs, pooled
@@ -113,7 +114,7 @@ class Figure13(Figure):
                     "" if compared is None else _reduction(before, entries),
                     f"{reduction():.2f}" if label == FT2 else "",
                     "" if compared is None else f"{compared.p_value:.1g}",
-                    f"{100 * sum(each.changed for each in entries) / max(trials, 1):.2f}",
+                    _share(sum(each.changed for each in entries), trials),
                     sum(each.due for each in entries),
                     sum(each.unreached for each in entries),
                     f"{wrong}/{asked}",
@@ -152,7 +153,7 @@ _SUMMARY = [
     "SDCs prevented % [95 %]; mean of cells",
     "paper",
     "p against none",
-    "texts changed %",
+    "texts changed % [95 %]",
     "DUE",
     "unreached",
     "wrong without fault",
@@ -185,6 +186,10 @@ def _reduction(before: Sequence[Entry], after: Sequence[Entry]) -> str:
     cells = (pairs([one], [other]).reduction for one, other in zip(before, after, strict=True))
     some = [each for each in cells if each is not None]
     return f"{compared.reduction:.1f} [{low:.1f}, {high:.1f}]; {mean(some):.1f}"
+
+
+def _share(events: int, trials: int) -> str:
+    return shown(100 * events / trials, interval(events, trials)) if trials else ""
 
 
 def _order(cells: Sequence[_Column], labels: Sequence[str]) -> list[str]:

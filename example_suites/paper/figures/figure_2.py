@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import Bench, Need
-from figures.figure import Figure, Selection, known, markdown, with_interval
+from figures.figure import Figure, Selection, known, markdown, shown, with_interval
 from protections import NONE
 from published import paper_says
 from results import Results, pairs
@@ -38,7 +38,9 @@ class Figure2(Figure):
                         str(place),
                         label,
                         with_interval(entry),
-                        f"{compared.difference:+.2f}" if against and compared else "",
+                        shown(compared.difference, compared.difference_interval())
+                        if against and compared
+                        else "",
                         f"{compared.p_value:.1g}" if against and compared else "",
                         paper_says(
                             "2",
@@ -57,7 +59,7 @@ class Figure2(Figure):
                 "model, task, precision",
                 "protection",
                 "SDC % [95 %]",
-                "points above none",
+                "points above none [95 %]",
                 "p",
                 "paper",
                 "faults",
