@@ -40,12 +40,21 @@ class Vectors:
         int64 (vectors,): which of the parameter's matrices made each; None if it holds one.
     count:
         How many tokens the module was given.
+    inputs:
+        (vectors, inputs): what the matrices were multiplied with; None where that cannot be told.
+    bias:
+        (columns,), what was added to every product, or None.
+    by_column:
+        Whether a matrix of the parameter has its columns, rather than its rows, for the vectors'.
     """
 
     values: Tensor
     tokens: Tensor
     experts: Tensor | None
     count: int
+    inputs: Tensor | None = None
+    bias: Tensor | None = None
+    by_column: bool = False
 
 
 Transform = Callable[[Vectors], Tensor]
@@ -289,12 +298,39 @@ class Trail(TorchFunctionMode):
         if product.matrices:
             experts = _experts(weight, used, name, tensors, kwargs, whole)
             experts = experts.expand(whole.shape).select(column, 0).reshape(-1)
-        changed = product.transform(Vectors(values, tokens, experts, self._count))
+        inputs = _inputs(name, tensors, used, column, by_vector)
+        bias = _bias(args, kwargs) if name == "linear" else None
+        # What the parameter's memory holds side by side tells how a matrix lies in it.
+        by_column = used.stride(-2 if name == "linear" or column == -2 else -1) == 1
+        changed = product.transform(
+            Vectors(values, tokens, experts, self._count, inputs, bias, by_column)
+        )
         if changed is values and values.data_ptr() == out.data_ptr():
             return out
         changed = changed.reshape(by_vector.shape).movedim(-1, column).reshape(out.shape)
         self._note(changed, known)
         return changed
+
+
+_PLAIN = frozenset(["linear", "matmul", "__matmul__", "mm", "bmm"]) | _GROUPED
+
+
+def _inputs(
+    name: str, tensors: list[Tensor], used: Tensor, column: int, by_vector: Tensor
+) -> Tensor | None:
+    """Return the inputs of a product as (vectors, inputs), in the order of its vectors."""
+    others = [each for each in tensors[:2] if each is not used]
+    if name not in _PLAIN or len(others) != 1 or column < -others[0].dim():
+        return None
+    inputs = others[0].movedim(column, -1)
+    if inputs.shape[:-1] != by_vector.shape[:-1]:
+        return None
+    return inputs.reshape(-1, inputs.shape[-1])
+
+
+def _bias(args: Any, kwargs: Any) -> Tensor | None:
+    bias: Tensor | None = kwargs.get("bias", args[2] if len(args) > 2 else None)
+    return bias
 
 
 def _experts(

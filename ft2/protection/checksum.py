@@ -13,13 +13,29 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ft2.forward import Vectors
 from ft2.forward.disguise import undisguised
 from ft2.protection.resident import keep_address
 
-__all__ = ["differing_sums", "roundoffs_of", "summed_weight", "sums_of", "why_no_checksum"]
+__all__ = [
+    "NARROW",
+    "differing_products",
+    "differing_sums",
+    "roundoffs_of",
+    "summed_parameter",
+    "summed_weight",
+    "sums_of",
+    "why_no_checksum",
+    "why_not_summed",
+]
 
 # csrc/checksum.h: fp32 outputs carry the rounding of their accumulation too.
 _ROUNDOFFS = {torch.float16: 8.0, torch.bfloat16: 8.0, torch.float32: 64.0}
+# So few columns may all but cancel out, and their norm tells nothing of their rounding.
+NARROW = 8
+# Roundings of fp32 in a sum over the inputs, in which all types are accumulated.
+_ACCUMULATION = 16 * 2.0**-24
+
 # fp32 products whose factors are rounded to 11 bits (TF32) or 8 bits (bf16), in fp32's roundoffs.
 _ROUNDOFFS_OF_FACTORS = {"cuda": 8.0 * 2**13, "cpu": 8.0 * 2**16}
 
@@ -31,15 +47,22 @@ def why_no_checksum(module: nn.Module) -> str | None:
     is_known = forward is nn.Linear.forward or forward is Conv1D.forward
     if not isinstance(module, nn.Linear) and not is_known:
         return f"it is a {kind.__name__}, not a linear layer"
-    weight: Any = module.weight
+    why_not = why_not_summed(module.weight)
+    if why_not is not None:
+        return why_not
+    if (not is_known or "forward" in vars(module)) and not _multiplies(module):
+        return f"its forward computes something else than a {kind.__name__}'s product"
+    return None
+
+
+def why_not_summed(weight: Any) -> str | None:
+    """Return why a weight cannot be summed, in a few words, or None if it can."""
     if type(weight) not in (Tensor, nn.Parameter) or type(weight.data) is not Tensor:
         return f"its weight is a {type(weight).__name__}, not a plain tensor"
     if weight.is_meta:
         return "its weight is elsewhere until it runs"
     if weight.dtype not in _ROUNDOFFS:
         return f"checksums are for fp16, bf16 and fp32 layers, not {weight.dtype}"
-    if (not is_known or "forward" in vars(module)) and not _multiplies(module):
-        return f"its forward computes something else than a {kind.__name__}'s product"
     return None
 
 
@@ -100,10 +123,59 @@ def sums_of(module: nn.Module, group: int) -> Tensor:
     return known[group][1]
 
 
+@torch.no_grad()
+def summed_parameter(parameter: Tensor, inputs: int, outputs: int, by_column: bool) -> Tensor:
+    """Return fp32 (matrices, inputs): the sums of a raw parameter's matrices over their outputs.
+
+    Parameters
+    ----------
+    parameter:
+        One matrix or several, one behind the other.
+    inputs, outputs:
+        Their sizes.
+    by_column:
+        Whether the outputs are the last dimension of each.
+    """
+    sizes = (inputs, outputs) if by_column else (outputs, inputs)
+    matrices = parameter.reshape(-1, *sizes)
+    sums = parameter.new_empty((len(matrices), inputs), dtype=torch.float32)
+    for at, matrix in enumerate(matrices):
+        sums[at] = matrix.sum(1 if by_column else 0, dtype=torch.float64)
+    return sums
+
+
+@torch.no_grad()
+def differing_products(vectors: Vectors, sums: Tensor, roundoffs: float) -> Tensor:
+    """Return bool (vectors,): as :func:`differing_sums`, each vector with sums of its own.
+
+    Parameters
+    ----------
+    vectors:
+        A product's, with its inputs.
+    sums:
+        (vectors, inputs), or (1, inputs).
+    roundoffs:
+        As :func:`roundoffs_of` returns them.
+    """
+    assert vectors.inputs is not None
+    numbers = vectors.values.double()
+    expected = (vectors.inputs.double() * sums).sum(-1)
+    if vectors.bias is not None:
+        expected = expected + vectors.bias.sum(dtype=torch.float64)
+    squares = numbers.square().sum(-1)
+    tolerance = roundoffs * torch.finfo(vectors.values.dtype).eps / 2 * squares.sqrt()
+    if numbers.shape[-1] < NARROW:
+        size = vectors.inputs.float().norm(dim=1) * sums.norm(dim=1)
+        tolerance = tolerance + _ACCUMULATION * size
+    agree = (numbers.sum(-1) - expected).abs() <= tolerance
+    return ~(agree & squares.isfinite())
+
+
 def differing_sums(output: Tensor, hidden: Tensor, sums: Tensor, roundoffs: float) -> Tensor:
     """Return bool (vectors, groups): where the columns do not add up to what they should.
 
-    As the native ``check_products`` has it.
+    As the native ``check_products`` has it; fewer than ``NARROW`` columns may be further off, by
+    the rounding of a sum over as large inputs.
 
     Parameters
     ----------
@@ -117,8 +189,11 @@ def differing_sums(output: Tensor, hidden: Tensor, sums: Tensor, roundoffs: floa
     values = output.reshape(-1, sums.shape[0], output.shape[-1] // sums.shape[0]).double()
     expected = hidden.reshape(-1, hidden.shape[-1]).float() @ sums[:, :-1].T + sums[:, -1]
     squares = values.square().sum(-1)
-    tolerance = roundoffs * torch.finfo(output.dtype).eps / 2
-    agree = (values.sum(-1) - expected).abs() <= tolerance * squares.sqrt()
+    tolerance = roundoffs * torch.finfo(output.dtype).eps / 2 * squares.sqrt()
+    if values.shape[-1] < NARROW:
+        size = hidden.reshape(-1, hidden.shape[-1]).float().norm(dim=1)
+        tolerance = tolerance + _ACCUMULATION * size[:, None] * sums[:, :-1].norm(dim=1)
+    agree = (values.sum(-1) - expected).abs() <= tolerance
     return ~(agree & squares.isfinite())
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ft2.forward import Lane, hears_nothing
 from ft2.native import OUTSIDE_BOUNDS, WRONG_SUM, load
-from ft2.protection.checksum import differing_sums, roundoffs_of, summed_weight, sums_of
+from ft2.protection.checksum import NARROW, differing_sums, roundoffs_of, summed_weight, sums_of
 from ft2.protection.resident import keep_address
 
 __all__ = ["BoundsCheck", "Check", "ChecksumCheck", "DetectionLane", "Output", "summed_weight"]
@@ -140,6 +140,7 @@ class ChecksumCheck:
         self._group = group
         self._roundoffs = 0.0
         self._sums: list[Tensor] = []
+        self._narrow: frozenset[int] = frozenset()
         keep_address(flags)
         self.refresh()
 
@@ -151,17 +152,33 @@ class ChecksumCheck:
         weights: list[Tensor] = [module.weight for module in self._modules]  # type: ignore[misc]
         self._roundoffs = roundoffs_of(weights[0])
         self._sums = [sums_of(module, self._group) for module in self._modules]
+        columns = [
+            weight.numel() // (each.shape[1] - 1) // len(each)
+            for weight, each in zip(weights, self._sums, strict=True)
+        ]
+        self._narrow = frozenset(seat for seat, each in enumerate(columns) if each < NARROW)
 
     def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
-        sums = [self._sums[seat] for seat in seats]
-        if self._is_native:
-            torch.ops.ft2.check_products.default(
-                _adjacent(outputs), _adjacent(hidden), sums, self.flags, self._roundoffs
-            )
-            return
-        for values, given, each in zip(outputs, hidden, sums, strict=True):
-            wrong = differing_sums(values, given, each, self._roundoffs)
+        by_torch = [
+            at for at, seat in enumerate(seats) if not self._is_native or seat in self._narrow
+        ]
+        for at in by_torch:
+            sums = self._sums[seats[at]]
+            wrong = differing_sums(outputs[at], hidden[at], sums, self._roundoffs)
             _raise_flags(self.flags, wrong.any(1), WRONG_SUM)
+        if by_torch:
+            others = [at for at in range(len(seats)) if at not in by_torch]
+            seats = [seats[at] for at in others]
+            hidden = [hidden[at] for at in others]
+            outputs = [outputs[at] for at in others]
+        if seats:
+            torch.ops.ft2.check_products.default(
+                _adjacent(outputs),
+                _adjacent(hidden),
+                [self._sums[seat] for seat in seats],
+                self.flags,
+                self._roundoffs,
+            )
 
     def spots(self, output: Output, vectors: Tensor) -> list[tuple[int, int, int]]:
         """Return where sums are wrong, of some vectors, int64 (n,).

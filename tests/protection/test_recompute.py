@@ -505,6 +505,34 @@ def test_outputs_that_a_model_adds_to_in_place_are_no_false_alarm() -> None:
     assert handle.counts == [0, 1]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "architecture", ["mixtral", "gpt_oss", "dbrx", "qwen3_next", "deepseek_v3"]
+)
+def test_faults_in_experts_and_routers_leave_no_trace(
+    architecture: str, dtype: torch.dtype
+) -> None:
+    model: Any = small_model(architecture).to(dtype)
+    ids = prompts(2) % 50 + 4
+    mask = _padded(ids)
+    expected = generate(model, ids, mask, max_new_tokens=4)
+    with ft2.protect(model, "ft2-recompute") as quiet:
+        assert torch.equal(generate(model, ids, mask, max_new_tokens=4), expected)
+    assert _counted(quiet)[0][1] == [0, 0]
+    products = [each for each in ft2.projections(model) if each.weight is not None]
+    bit = format_of(dtype).width - 2
+    landed = 0
+    for each in products[::3]:
+        for step in (0, 2):
+            fault = ft2.Fault(0, step, each.name, 1, 6 if step == 0 else 0, 1, (bit,))
+            with ft2.protect(model, "ft2-recompute") as handle, ft2.inject(model, fault) as hit:
+                assert torch.equal(generate(model, ids, mask, max_new_tokens=4), expected)
+            # An expert that the token was not routed to computed nothing.
+            assert handle.counts == [0, int(hit.landed)]
+            landed += hit.landed
+    assert landed > 0
+
+
 class _Remembering(nn.Module):
     """Adds up what it was given, over forwards."""
 
@@ -576,8 +604,8 @@ def test_a_cache_made_by_hand_is_refused() -> None:
 
 
 def test_what_has_no_checksum_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModelError, match="raw parameter, which no module returns"):
-        ft2.protect(small_model("mixtral"), "ft2-recompute")
+    with pytest.raises(UnsupportedModelError, match="a raw parameter, which has checksums only"):
+        ft2.protect(small_model("mixtral"), "ft2-recompute", detect="bounds")
     double = tiny_model().double()
     with pytest.raises(UnsupportedModelError, match=r"fp16, bf16 and fp32 layers, not torch\.flo"):
         ft2.protect(double, "ft2-recompute")

@@ -29,9 +29,11 @@ from ft2.forward import (
     Clock,
     Forward,
     Kept,
+    Order,
     Reviewer,
     Tap,
     adopted,
+    attach,
     copied,
     takes_a_seat,
     tap_in_lane,
@@ -40,11 +42,12 @@ from ft2.forward.in_place import changed_in_place
 from ft2.forward.random_states import RandomStates
 from ft2.forward.surroundings import Surroundings
 from ft2.layers import Projection, UnsupportedModelError, projections
-from ft2.protection.checksum import why_no_checksum
+from ft2.protection.checksum import why_no_checksum, why_not_summed
 from ft2.protection.detection import Output
 from ft2.protection.policy import Policy, Recomputations
 from ft2.protection.settings import PolicySettings
 from ft2.protection.watched import Requests, Spot, WatchedLayers
+from ft2.protection.watched_products import WatchedProducts
 
 __all__ = ["RecomputePolicy"]
 
@@ -74,8 +77,10 @@ class RecomputePolicy(Policy, Reviewer):
             raise ValueError("profiled bounds need detect='checksums+bounds', or 'bounds'")
         self._group = settings.group
         self._watched: list[WatchedLayers] = []
+        self._products: WatchedProducts | None = None
         self._model: nn.Module
         self._clock: Clock
+        self._device: torch.device
         self._requests: WeakKeyDictionary[Call, Requests] = WeakKeyDictionary()
         self._counts: deque[Recomputations] = deque(maxlen=1000)
         self._was_in_force = False
@@ -112,8 +117,15 @@ class RecomputePolicy(Policy, Reviewer):
         if clock.reviewer is not None:
             raise ValueError("the model is under ft2-recompute already: remove that first")
         self._model, self._clock = model, clock
+        self._device = next(model.parameters()).device
+        products = [each for each in layers if each.weight is not None]
+        layers = [each for each in layers if each.weight is None]
         at_once = changed_in_place(model, [each.name for each in layers])
         taps: list[Tap] = []
+        if products:
+            self._products = WatchedProducts(model, clock)
+            # There are none among them that are the output of a module.
+            taps += attach(model, products, Order.PROTECT, _never, self._products.vectors)
         by_kind: dict[tuple[torch.device, torch.dtype], list[Projection]] = {}
         for each in layers:
             weight: Any = model.get_submodule(each.name).weight
@@ -151,7 +163,7 @@ class RecomputePolicy(Policy, Reviewer):
         self._requests_of(call, rows).join(requests, others, theirs)
 
     def forward_started(self, forward: Forward) -> None:
-        device = self._watched[0].device.type
+        device = self._device.type
         if torch.is_autocast_enabled(device):
             raise RuntimeError(
                 "ft2-recompute cannot check products under autocast, which rounds the weights: "
@@ -159,7 +171,7 @@ class RecomputePolicy(Policy, Reviewer):
             )
         self._review = None
         self._record = CacheRecord(_caches(forward), forward.tokens)
-        self._random = RandomStates(self._watched[0].device)
+        self._random = RandomStates(self._device)
         # What a forward does not leave behind the first time, it never does.
         self._left = (
             None
@@ -169,6 +181,8 @@ class RecomputePolicy(Policy, Reviewer):
         requests = self._requests_of(forward.call, forward.rows)
         for watched in self._watched:
             watched.begin(forward, requests, self._scale, self._profile)
+        if self._products is not None:
+            self._products.begin()
         has_bounds = any(watched.is_bounding for watched in self._watched)
         self._was_in_force |= self._detect != "bounds" or has_bounds
 
@@ -184,7 +198,7 @@ class RecomputePolicy(Policy, Reviewer):
             review = self._review = _Review(flagged, self._outputs())
             if not bool(flagged.all()):
                 review.keep(output, Kept(cache, forward.cached, forward.tokens), self._learned())
-            review.random = RandomStates(self._watched[0].device)
+            review.random = RandomStates(self._device)
         else:
             review.last = None if flagged is None else flagged & review.flagged
             if review.last is None:
@@ -203,6 +217,8 @@ class RecomputePolicy(Policy, Reviewer):
         self._random.restore()
         for watched in self._watched:
             watched.again()
+        if self._products is not None:
+            self._products.begin()
         return True
 
     def accepted(self, forward: Forward, output: Any) -> Any:
@@ -245,7 +261,10 @@ class RecomputePolicy(Policy, Reviewer):
 
     def _why_not(self, model: nn.Module, projection: Projection) -> str | None:
         if projection.weight is not None:
-            return "it is the product with a raw parameter, which no module returns"
+            if self._detect == "bounds":
+                return "it is the product with a raw parameter, which has checksums only"
+            parameter = model.get_parameter(projection.weight)
+            return why_not_summed(parameter)
         module = model.get_submodule(projection.name)
         if not takes_a_seat(module):
             return f"calling a {type(module).__name__} is something special"
@@ -260,7 +279,7 @@ class RecomputePolicy(Policy, Reviewer):
 
     def _flagged(self, forward: Forward) -> Tensor | None:
         """Return bool (rows,) of rows that matter and are flagged; None if none is."""
-        found = None
+        found = None if self._products is None else self._products.flagged()
         for watched in self._watched:
             rows = watched.flagged()
             if rows is not None:
@@ -345,6 +364,10 @@ class _Review:
     def keep(self, output: Any, kept: Kept, learned: list[Tensor | None]) -> None:
         self.output, self.kept = copied(output), kept
         self.learned = [None if each is None else each.clone() for each in learned]
+
+
+def _never(projection: Projection) -> Any:
+    raise AssertionError(projection)
 
 
 def _caches(forward: Forward) -> list[Any]:
