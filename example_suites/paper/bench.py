@@ -67,8 +67,13 @@ class Bench:
         device = parameters[0].device
         self._device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         key = str(self.place)
+        parts = [subject.digest, f"seed={self.seed}"]
+        if subject.precision.is_half:
+            parts.append("shared" if self.shared else "own")
+        self._of_subject = " ".join(parts)
         self.facts = self.results.subjects[key] = {
             **self.results.subjects.get(key, {}),
+            "digest": self._of_subject,
             "class": type(subject.model).__name__,
             "parameters": sum(each.numel() for each in parameters),
             "questions": len(subject.asked),
@@ -89,9 +94,7 @@ class Bench:
 
     def digest(self, protection: Protection) -> str:
         """Name all that a protection's trials depend on beside their numbers."""
-        parts = [self.subject.digest, str(self.seed)]
-        if self.subject.precision.is_half:
-            parts.append("shared" if self.shared else "own")
+        parts = [self._of_subject]
         if protection.is_profiled:
             parts.append(self.subject.profile_digest)
         return " ".join(parts)

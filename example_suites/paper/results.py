@@ -195,9 +195,16 @@ class Results:
         return entry if entry is not None and digest in (None, entry.digest) else None
 
     def known(self, cell: Cell, count: int) -> Entry | None:
-        """Return a cell's first trials, if there are so many."""
+        """Return a cell's first trials, if there are so many.
+
+        They are of the subject that was measured last: numbers of other weights, questions or
+        seeds met other faults, and are never put beside these.
+        """
         entry = self._entries.get(cell.key)
-        return entry.first(count) if entry is not None and len(entry.outcomes) >= count else None
+        facts = self.subjects.get(str(cell.place), {})
+        if entry is None or len(entry.outcomes) < count:
+            return None
+        return entry.first(count) if entry.digest.startswith(facts.get("digest", "")) else None
 
     def put(self, cell: Cell, entry: Entry) -> None:
         """Set what is known of a cell."""

@@ -60,6 +60,15 @@ def test_fewer_trials_than_asked_for_fill_no_table() -> None:
     assert known.outcomes == "m"
 
 
+def test_numbers_of_an_older_subject_are_never_put_beside_those_of_the_last() -> None:
+    results = Results()
+    results.subjects[str(CELL.place)] = {"digest": "new seed=0"}
+    results.put(CELL, entry("ms", digest="old seed=0"))
+    assert results.known(CELL, 1) is None
+    results.put(CELL, entry("ms", digest="new seed=0 profile"))
+    assert results.known(CELL, 1) is not None
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": "x", "version": 1}', "{}"])
 def test_another_file_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes.json"
