@@ -201,10 +201,11 @@ class Results:
         seeds met other faults, and are never put beside these.
         """
         entry = self._entries.get(cell.key)
-        facts = self.subjects.get(str(cell.place), {})
         if entry is None or len(entry.outcomes) < count:
             return None
-        return entry.first(count) if entry.digest.startswith(facts.get("digest", "")) else None
+        subject = self.subjects.get(str(cell.place), {}).get("digest")
+        of_another = subject is not None and not f"{entry.digest} ".startswith(f"{subject} ")
+        return None if of_another else entry.first(count)
 
     def put(self, cell: Cell, entry: Entry) -> None:
         """Set what is known of a cell."""

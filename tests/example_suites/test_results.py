@@ -65,6 +65,8 @@ def test_numbers_of_an_older_subject_are_never_put_beside_those_of_the_last() ->
     results.subjects[str(CELL.place)] = {"digest": "new seed=0"}
     results.put(CELL, entry("ms", digest="old seed=0"))
     assert results.known(CELL, 1) is None
+    results.put(CELL, entry("ms", digest="new seed=01"))
+    assert results.known(CELL, 1) is None
     results.put(CELL, entry("ms", digest="new seed=0 profile"))
     assert results.known(CELL, 1) is not None
 
