@@ -39,6 +39,8 @@ from ft2.verdict import (
     interval,
     interval_for_new_prompts,
     least_trials,
+    sequential_campaigns,
+    stratified_campaigns,
     weighted_interval,
 )
 
@@ -49,7 +51,7 @@ RATES = (0.0, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0)
 JUST_BELOW = 1 - 1e-9
 
 # Intervals computed for a cell's mean width.
-WIDTHS = 600
+WIDTHS = 300
 # What the looks may cost where they mislead, as a share of the width: a rule that ever departs from
 # uniform sampling also does so by chance where that is best.
 PRICE = 0.002
@@ -129,56 +131,14 @@ def fixed_plans(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
             )
 
 
-def stop_times(
-    rule: SequentialRule, rate: float, campaigns: int, random: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
-    """Return (trials, events, decision: 1 pass, -1 fail, 0 none) of campaigns that may stop.
-
-    The rule looks after every trial; between two events only its boundaries matter.
-    """
-    passes, fails = rule.pass_times, rule.fail_times
-    most = max(passes.size, fails.size, rule.last_pass + 1, rule.last_fail) + 1
-    trials = np.full(campaigns, rule.planned)
-    events = np.zeros(campaigns, dtype=np.int64)
-    decision = np.zeros(campaigns, dtype=np.int8)
-    for start in range(0, campaigns, 500):
-        some = slice(start, min(start + 500, campaigns))
-        size = some.stop - start
-        # The trial at which each event happens, the zeroth at none; after the plan if never.
-        when = np.full((size, most + 2), rule.planned + 1, dtype=np.int64)
-        when[:, 0] = 0
-        if rate > 0:
-            gaps = random.geometric(rate, (size, most + 1))
-            when[:, 1:] = np.minimum(np.cumsum(gaps, axis=1), rule.planned + 1)
-        passed = when[:, 1 : passes.size + 1] > passes
-        first_pass = np.where(
-            passed.any(axis=1),
-            passes[passed.argmax(axis=1)] if passes.size else 0,
-            rule.planned + 1,
-        )
-        limits = np.append(fails, np.full(most + 2 - fails.size, rule.planned))
-        failed = when <= limits
-        failed[:, 0] = False
-        first_fail = np.where(
-            failed.any(axis=1), when[np.arange(size), failed.argmax(axis=1)], rule.planned + 1
-        )
-        stop = np.minimum(np.minimum(first_pass, first_fail), rule.planned)
-        seen = (when[:, 1:] <= stop[:, None]).sum(axis=1)
-        chosen = np.where(first_pass < first_fail, 1, np.where(first_fail <= rule.planned, -1, 0))
-        at_end = chosen == 0
-        chosen[at_end & (seen <= rule.last_pass)] = 1
-        chosen[at_end & (seen >= rule.last_fail)] = -1
-        trials[some], events[some], decision[some] = stop, seen, chosen
-    return trials, events, decision
-
-
 def early_stops(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
     """Stopping early, looked at after every trial."""
     for budget in (0.5, 5.0):
         for planned in (598, 2000, 20_000):
             for rate in (0.0, 0.05, 0.25, 0.5, 1.0, 5.0, 9.0):
                 rule = SequentialRule(planned, Budget(budget, 100, NOMINAL), NOMINAL)
-                trials, events, decision = stop_times(rule, rate / 100, campaigns, random)
+                rates = np.full(campaigns, rate / 100)
+                trials, events, decision = sequential_campaigns(rule, rates, random)
                 held = [
                     low <= rate <= high
                     for low, high in (
@@ -235,70 +195,6 @@ class Truth:
         return float(self.weight * self.hot.mean() + (1 - self.weight) * self.cold.mean())
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Campaigns by what they saw; arrays of one number for each.
-
-    ``first_*``: the uniform trials of the first stage; ``hot_*`` and ``cold_*``: the second one's.
-    A campaign that stayed uniform has no hot ones.
-    """
-
-    first_trials: NDArray[np.int64]
-    first_events: NDArray[np.int64]
-    hot_trials: NDArray[np.int64]
-    hot_events: NDArray[np.int64]
-    cold_trials: NDArray[np.int64]
-    cold_events: NDArray[np.int64]
-
-
-def stratified_campaigns(
-    truth: Truth, planned: int, campaigns: int, random: np.random.Generator
-) -> Drawn:
-    """Run campaigns over strata: uniform trials, looks, and what they allot."""
-    prompts = len(truth.hot)
-    rule = AllocationRule(planned, prompts)
-    dealt = 0
-    hot, hot_events, events = (np.zeros(campaigns, dtype=np.int64) for _ in range(3))
-    first, first_events, more = (np.zeros(campaigns, dtype=np.int64) for _ in range(3))
-    undecided = np.ones(campaigns, dtype=bool)
-    for look in rule.looks:
-        for number in range(prompts):
-            some = (look - dealt) // prompts
-            drawn = random.binomial(some, truth.weight, campaigns)
-            found = random.binomial(drawn, truth.hot[number])
-            hot += drawn
-            hot_events += found
-            events += found + random.binomial(some - drawn, truth.cold[number])
-        dealt = look
-        kept = rule.kept(truth.weight, hot, hot_events, look - hot, events - hot_events)
-        decides = undecided & (kept < 1)
-        first[decides], first_events[decides] = look, events[decides]
-        extra = np.floor(np.round((1 - kept) * (planned - look), 6) / prompts) * prompts
-        more[decides] = extra[decides].astype(np.int64)
-        undecided &= ~decides
-    left = planned - dealt
-    each = np.array([left // prompts + (number < left % prompts) for number in range(prompts)])
-    rates = truth.weight * truth.hot + (1 - truth.weight) * truth.cold
-    first[undecided] = 0
-    cold_trials = np.where(undecided, planned, 0)
-    cold_events = np.where(undecided, events, 0)
-    for number in range(prompts):
-        cold_events += np.where(
-            undecided, random.binomial(each[number], rates[number], campaigns), 0
-        )
-    hot_trials, seen_hot = np.zeros_like(more), np.zeros_like(more)
-    later = np.where(undecided, 0, planned - first - more)
-    for number in range(prompts):
-        uniform = later // prompts + (number < later % prompts)
-        drawn = random.binomial(uniform, truth.weight)
-        hot_here = drawn + more // prompts
-        hot_trials += hot_here
-        seen_hot += random.binomial(hot_here, truth.hot[number])
-        cold_trials += uniform - drawn
-        cold_events += random.binomial(uniform - drawn, truth.cold[number])
-    return Drawn(first, first_events, hot_trials, seen_hot, cold_trials, cold_events)
-
-
 def mean_width(rate: float, trials: int, known: int = 0, events: int = 0) -> float:
     """Return the expected width of uniform sampling's exact interval, in percentage points.
 
@@ -328,7 +224,13 @@ def stratified_cell(
     its trials is compared with what uniform sampling would have gone on to from the same first
     ones, on average: so the difference of the mean widths has little error.
     """
-    drawn = stratified_campaigns(truth, planned, campaigns, random)
+    drawn = stratified_campaigns(
+        AllocationRule(planned, len(truth.hot)),
+        truth.weight,
+        np.repeat(truth.hot[:, None], campaigns, axis=1),
+        np.repeat(truth.cold[:, None], campaigns, axis=1),
+        random,
+    )
     level, rate = (1 - NOMINAL) / 2, truth.rate
 
     @cache

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ft2.verdict import (
     Allocation,
     Budget,
     Counts,
+    SequentialRule,
     Stratum,
     Verdict,
     always_valid_interval,
+    chance_of_another_early_verdict,
+    chance_of_another_stratified_verdict,
     chance_of_another_verdict,
     interval,
     interval_for_new_prompts,
@@ -113,20 +117,23 @@ class CampaignResult:
             counted.setdefault(trial["params"], []).append(trial["outcome"] == "sdc")
         return interval_for_new_prompts([(sum(events), len(events)) for events in counted.values()])
 
-    @property
+    @cached_property
     def chance_of_another_verdict(self) -> float | None:
         """The chance, in per cent, that another seed would decide otherwise; None if not known."""
-        decided = self.verdict is not None and self.verdict.name != "incomplete"
-        sequential = self.stop is not None and self.confidence is not None
-        counts = self.counts
-        if (
-            self.allocation is not None
-            or not decided
-            or sequential
-            or 100 * counts.due > self.due_budget * counts.planned
-        ):
+        verdict, counts = self.verdict, self.counts
+        if verdict is None or verdict.name == "incomplete" or not counts.seen:
+            return None
+        if 100 * counts.due > self.due_budget * counts.planned:
             return None
         budget = Budget(self.budget, self.due_budget, self.confidence)
+        if self.allocation is not None:
+            hot, cold = self.strata or ()
+            return chance_of_another_stratified_verdict(
+                hot, cold, counts.planned, budget, verdict.name
+            )
+        if self.stop is not None and self.confidence is not None:
+            rule = SequentialRule(counts.planned, budget, self.confidence)
+            return chance_of_another_early_verdict(counts.sdc, counts.seen, rule, verdict.name)
         return chance_of_another_verdict(counts.sdc, counts.seen, counts.planned, budget)
 
     @property

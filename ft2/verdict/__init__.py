@@ -10,7 +10,13 @@ from ft2.verdict.interval import interval, lower_bound, upper_bound
 from ft2.verdict.paired import Pairs, ReductionVerdict, compare, decide_reduction
 from ft2.verdict.planning import least_trials, never_passes
 from ft2.verdict.prompts import interval_for_new_prompts
-from ft2.verdict.repetition import chance_of_another_verdict, chance_of_passing
+from ft2.verdict.repetition import (
+    chance_of_another_early_verdict,
+    chance_of_another_stratified_verdict,
+    chance_of_another_verdict,
+    chance_of_passing,
+)
+from ft2.verdict.simulated import sequential_campaigns, stratified_campaigns
 from ft2.verdict.stopping import CurtailedRule, SequentialRule, StoppingRule, stopping_rule
 from ft2.verdict.stratified import Stratum, decide_stratified
 from ft2.verdict.two_stage import TwoStageSample
@@ -33,6 +39,8 @@ __all__ = [
     "Verdict",
     "allocation_rule",
     "always_valid_interval",
+    "chance_of_another_early_verdict",
+    "chance_of_another_stratified_verdict",
     "chance_of_another_verdict",
     "chance_of_passing",
     "compare",
@@ -49,7 +57,9 @@ __all__ = [
     "lower_bound",
     "mean_interval",
     "never_passes",
+    "sequential_campaigns",
     "stopping_rule",
+    "stratified_campaigns",
     "upper_bound",
     "weighted_interval",
     "weighted_rate",

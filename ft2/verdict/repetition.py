@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import numpy as np
 from scipy.stats import betabinom, binom
 
+from ft2.verdict.allocation import AllocationRule
 from ft2.verdict.gate import Budget, exceeds
+from ft2.verdict.simulated import sequential_campaigns, stratified_campaigns
+from ft2.verdict.stopping import SequentialRule
+from ft2.verdict.stratified import Stratum
+from ft2.verdict.two_stage import TwoStageSample
 
-__all__ = ["chance_of_another_verdict", "chance_of_passing"]
+__all__ = [
+    "chance_of_another_early_verdict",
+    "chance_of_another_stratified_verdict",
+    "chance_of_another_verdict",
+    "chance_of_passing",
+]
+
+# Campaigns simulated: the chance has an error of one per cent, or two where one takes longer.
+_EARLY, _STRATIFIED = 2000, 500
+# Jeffreys' prior.
+_PRIOR = 0.5
 
 
 def chance_of_another_verdict(events: int, trials: int, planned: int, budget: Budget) -> float:
@@ -35,6 +53,81 @@ def chance_of_another_verdict(events: int, trials: int, planned: int, budget: Bu
     else:
         same = 1 - passes - fails
     return 100 * min(1.0, max(0.0, 1 - float(same)))
+
+
+def chance_of_another_early_verdict(
+    events: int, trials: int, rule: SequentialRule, verdict: str
+) -> float:
+    """Return the same chance, in per cent, where a campaign may stop early.
+
+    Simulated, with the same random numbers each time. Which trials were looked at does not matter
+    for what is believed of the rate.
+
+    Parameters
+    ----------
+    events, trials:
+        SDCs, and the trials that showed them.
+    rule:
+        How the campaigns are decided.
+    verdict:
+        What was decided: ``pass``, ``fail`` or ``inconclusive``.
+    """
+    random = np.random.default_rng(0)
+    rates = random.beta(events + _PRIOR, trials - events + _PRIOR, _EARLY)
+    _, _, decisions = sequential_campaigns(rule, rates, random)
+    same = {"pass": 1, "fail": -1}.get(verdict, 0)
+    return 100 * float(np.mean(decisions != same))
+
+
+def chance_of_another_stratified_verdict(
+    hot: Stratum, cold: Stratum, planned: int, budget: Budget, verdict: str
+) -> float:
+    """Return the same chance, in per cent, of a campaign over strata; simulated, too.
+
+    Parameters
+    ----------
+    hot, cold:
+        What all trials showed.
+    planned:
+        Trials of a campaign.
+    budget:
+        What the gate allows.
+    verdict:
+        What was decided.
+    """
+    random = np.random.default_rng(0)
+    hot_rates, cold_rates = (
+        random.beta(each.sdc + _PRIOR, each.trials - each.sdc + _PRIOR, (1, _STRATIFIED))
+        for each in (hot, cold)
+    )
+    rule = AllocationRule(planned)
+    drawn = stratified_campaigns(rule, hot.weight, hot_rates, cold_rates, random)
+    seen = Counter(
+        zip(
+            drawn.first_trials.tolist(),
+            drawn.first_events.tolist(),
+            drawn.hot_trials.tolist(),
+            drawn.hot_events.tolist(),
+            drawn.cold_trials.tolist(),
+            drawn.cold_events.tolist(),
+            strict=True,
+        )
+    )
+    others = sum(
+        count
+        for (first, events, *later), count in seen.items()
+        if _decision(TwoStageSample(first, events, hot.weight, *later), budget) != verdict
+    )
+    return 100 * others / _STRATIFIED
+
+
+def _decision(sample: TwoStageSample, budget: Budget) -> str:
+    if budget.confidence is None:
+        return "fail" if sample.rate > budget.sdc else "pass"
+    if sample.refutes_at_least(budget.sdc / 100, 1 - budget.confidence):
+        return "pass"
+    refuted = sample.refutes_at_most(budget.sdc / 100, 1 - budget.confidence)
+    return "fail" if refuted else "inconclusive"
 
 
 def chance_of_passing(rate: float, planned: int, budget: Budget) -> float:

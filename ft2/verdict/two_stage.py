@@ -118,41 +118,49 @@ class TwoStageSample:
         """Whether so few events refute, at `level`, that the true share is `rate` or more."""
         if not self.hot_trials:
             return bool(bdtr(self.events, self.trials, rate) <= level)
-        return self._doubts_of_more(level)(rate) <= 0
+        return self._doubts_of_more(level, stop_at=0.0)(rate) <= 0
 
     def refutes_at_most(self, rate: float, level: float) -> bool:
         """Whether so many events refute, at `level`, that the true share is `rate` or less."""
         if not self.hot_trials:
             return bool(self.events > 0 and bdtrc(self.events - 1, self.trials, rate) <= level)
-        return self._doubts_of_less(level)(rate) <= 0
+        return self._doubts_of_less(level, stop_at=0.0)(rate) <= 0
 
     @property
     def _later_trials(self) -> int:
         return self.hot_trials + self.cold_trials
 
-    def _doubts_of_more(self, level: float) -> Callable[[float], float]:
-        """Return how much is lacking to refute a rate or more, as a function of it."""
+    def _doubts_of_more(self, level: float, stop_at: float = math.inf) -> Callable[[float], float]:
+        """Return how much is lacking to refute a rate or more, as a function of it.
+
+        Where it is found to be more than `stop_at`, it may be more than what is returned.
+        """
 
         def doubts(rate: float) -> float:
             left = _conditional_level(
                 self.first_events, self.first_trials, self.trials, rate, level
             )
-            return self._worst_chance(rate, left, few=True) - (1 - _NUISANCE) * left
+            allowed = (1 - _NUISANCE) * left
+            return self._worst_chance(rate, left, allowed + stop_at, few=True) - allowed
 
         return doubts
 
-    def _doubts_of_less(self, level: float) -> Callable[[float], float]:
+    def _doubts_of_less(self, level: float, stop_at: float = math.inf) -> Callable[[float], float]:
         """Return how much is lacking to refute a rate or less, as a function of it."""
 
         def doubts(rate: float) -> float:
             misses = self.first_trials - self.first_events
             left = _conditional_level(misses, self.first_trials, self.trials, 1 - rate, level)
-            return self._worst_chance(rate, left, few=False) - (1 - _NUISANCE) * left
+            allowed = (1 - _NUISANCE) * left
+            return self._worst_chance(rate, left, allowed + stop_at, few=False) - allowed
 
         return doubts
 
-    def _worst_chance(self, rate: float, left: float, *, few: bool) -> float:
-        """Return the chance of outcomes as extreme as the one seen, at the worst split."""
+    def _worst_chance(self, rate: float, left: float, enough: float, *, few: bool) -> float:
+        """Return the chance of outcomes as extreme as the one seen, at the worst split.
+
+        Or at one where it is more than `enough`.
+        """
         cold = 1 - self.hot_weight
         if left <= _SMALLEST:
             return 1.0
@@ -171,6 +179,8 @@ class TwoStageSample:
             chances = self._chance_of_few(rate, grid) if few else self._chance_of_many(rate, grid)
             worst = int(np.argmax(chances))
             found = max(found, float(chances[worst]))
+            if found > enough:
+                break
             least, most = grid[max(worst - 1, 0)], grid[min(worst + 1, len(grid) - 1)]
             places = np.linspace(0, 1, _FINE_GRID)
         return found

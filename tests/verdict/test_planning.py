@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ft2.verdict import (
+    AllocationRule,
     Budget,
     Counts,
+    SequentialRule,
+    Stratum,
+    chance_of_another_early_verdict,
+    chance_of_another_stratified_verdict,
     chance_of_another_verdict,
     chance_of_passing,
     decide,
+    decide_stratified,
     least_trials,
     never_passes,
     upper_bound,
@@ -87,3 +95,71 @@ def test_the_chance_of_another_verdict_is_that_of_campaigns_of_models_like_this(
 def test_a_chance_is_one(planned: int, budget: float, data: st.DataObject) -> None:
     events = data.draw(st.integers(0, planned))
     assert 0 <= chance_of_another_verdict(events, planned, planned, Budget(budget)) <= 100
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+@pytest.mark.parametrize(("events", "trials"), [(0, 800), (3, 900), (30, 2000)])
+def test_the_chance_of_another_early_verdict_is_that_of_campaigns_of_models_like_this(
+    events: int, trials: int, confidence: float
+) -> None:
+    rule = SequentialRule(2000, Budget(1, 100, confidence), confidence)
+    name = rule.decide(Counts(2000, trials - events, events, 0)) or "inconclusive"
+    random = np.random.default_rng(1)
+    others = 0
+    for rate in random.beta(events + 0.5, trials - events + 0.5, size=300):
+        seen = 0
+        # One trial after the other, each looked at.
+        for number, wrong in enumerate(random.random(2000) < rate, start=1):
+            seen += int(wrong)
+            decision = rule.decide(Counts(2000, number - seen, seen, 0))
+            if decision is not None:
+                break
+        others += (decision or "inconclusive") != name
+    chance = chance_of_another_early_verdict(events, trials, rule, name)
+    assert chance == pytest.approx(100 * others / 300, abs=10)
+
+
+@pytest.mark.parametrize("confidence", [None, 0.95])
+def test_the_chance_of_another_stratified_verdict_is_that_of_campaigns_of_models_like_this(
+    confidence: float | None,
+) -> None:
+    planned, weight, budget = 3000, 1 / 16, Budget(0.8, 100, confidence)
+    seen = Stratum("hot", weight, 900, 105, 0), Stratum("cold", 1 - weight, 2100, 1, 0)
+    random = np.random.default_rng(1)
+    names = []
+    for _ in range(150):
+        rates = [random.beta(each.sdc + 0.5, each.trials - each.sdc + 0.5) for each in seen]
+        names.append(stratified_verdict(planned, weight, rates, budget, random))
+    for name in set(names):
+        chance = chance_of_another_stratified_verdict(*seen, planned, budget, name)
+        expected = 100 * (1 - names.count(name) / len(names))
+        assert chance == pytest.approx(expected, abs=16)
+
+
+def stratified_verdict(
+    planned: int, weight: float, rates: list[float], budget: Budget, random: np.random.Generator
+) -> str:
+    """Run one campaign trial by trial, as the plugin does."""
+    rule = AllocationRule(planned)
+    is_hot = random.random(planned) < weight
+    wrong = random.random(planned) < np.where(is_hot, rates[0], rates[1])
+
+    def stratum(name: str, share: float, chosen: Any) -> Stratum:
+        return Stratum(name, share, len(chosen), int(chosen.sum()), 0)
+
+    for look in rule.looks:
+        hot, cold = wrong[:look][is_hot[:look]], wrong[:look][~is_hot[:look]]
+        found = rule.allot(weight, len(hot), int(hot.sum()), len(cold), int(cold.sum()))
+        if found is None:
+            continue
+        stop = found.first + found.uniform
+        more_hot = np.append(
+            wrong[look:stop][is_hot[look:stop]], random.random(found.hot) < rates[0]
+        )
+        early, late = (
+            [stratum("hot", weight, here), stratum("cold", 1 - weight, there)]
+            for here, there in ((hot, cold), (more_hot, wrong[look:stop][~is_hot[look:stop]]))
+        )
+        return decide_stratified(early, late, found, budget).name
+    events = int(wrong.sum())
+    return decide(Counts(planned, planned - events, events, 0), budget).name
