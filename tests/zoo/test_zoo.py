@@ -37,6 +37,17 @@ from tests.zoo.table import (
 _PAGE, _VERSION, _ROWS = committed()
 # Of another version's architectures only whether they are supported is compared.
 _IS_CURRENT = transformers.__version__ == _VERSION
+# Their caches and states are their own, or what they multiply with cannot be told.
+_NOT_RECOMPUTED = {
+    "deepseek_v4",
+    "inkling_text",
+    "minimax",
+    "minimax_m3_vl_text",
+    "recurrent_gemma",
+    "reformer",
+    "rwkv",
+    "xlstm",
+}
 _SUPPORTED = [each.model_type for each in _ROWS if each.supported]
 _OTHERS = [each.model_type for each in _ROWS if not each.supported]
 
@@ -265,3 +276,19 @@ def heard(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def test_no_checksum_is_wrong_without_a_fault_or_a_sentence_refuses(subject: Subject) -> None:
+    text = subject.text(rows=2)
+    expected = subject.continued(text)
+    if subject.model_type in _NOT_RECOMPUTED:
+        with (
+            pytest.raises((ValueError, RuntimeError), match=r"ft2-recompute c(annot|ould not)"),
+            ft2.protect(subject.model, "ft2-recompute"),
+        ):
+            subject.continued(text)
+        return
+    with ft2.protect(subject.model, "ft2-recompute") as protection:
+        assert torch.equal(subject.continued(text), expected)
+    assert protection.left_first_token
+    assert not any(any(each.detected) for each in protection.recomputations)
