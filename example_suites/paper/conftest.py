@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import Bench
-from evaluate import HERE, MINIATURES, load_questions, read_data
+from evaluate import MINIATURES, load_questions, miniature, read_data
 from figures import Figure, Selection
 from ft2.faults import format_of
 from precision import Precision
@@ -97,7 +97,10 @@ def model(request: pytest.FixtureRequest) -> Any:
     """Return the model under test: a miniature in fp32, or what ``--ft2-model`` names."""
     if request.config.getoption("--ft2-model") is not None:
         return request.getfixturevalue("ft2_model")
-    folder = HERE / "miniatures" / request.param
+    try:
+        folder = miniature(request.param)
+    except FileNotFoundError as error:
+        pytest.fail(str(error), pytrace=False)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 

@@ -39,7 +39,7 @@ from readers import BadFileError, Question, read_questions
 from results import Place, Results
 from subject import Subject, TooFewQuestionsError, make_subject
 
-__all__ = ["HERE", "MINIATURES", "load_questions", "main", "read_data"]
+__all__ = ["MINIATURES", "load_questions", "main", "miniature", "read_data"]
 
 T = TypeVar("T")
 
@@ -148,6 +148,23 @@ def _name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
+def miniature(name: str) -> Path:
+    """Return a miniature's folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    """
+    folder = HERE / "miniatures" / name
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"there is no miniature in {folder}: train.py makes it, or name a model of yours with "
+            "--ft2-model"
+        )
+    return folder
+
+
 def load_model(path: str, precision: Precision, device: str) -> tuple[Any, Any]:
     """Return a model in eval mode, and its tokenizer."""
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -197,7 +214,7 @@ class Evaluation:
                 ]
                 if not wanted:
                     continue
-                path = paths.get(name, str(HERE / "miniatures" / name))
+                path = paths.get(name) or str(miniature(name))
                 model, tokenizer = load_model(path, precision, arguments.device)
                 for place in wanted:
                     self._measure(self._subject(place, precision, model, tokenizer))
