@@ -453,6 +453,22 @@ def test_a_parameter_set_that_fails_with_protection_alone_is_told_and_counted() 
     assert [each["passed_with_protection"] for each in result.golden] == [True, False]
 
 
+@pytest.mark.parametrize("stop", ["never", "early"])
+def test_wrong_answers_of_the_protection_alone_are_not_told_as_those_of_faults(stop: str) -> None:
+    fails = golden("b", failed_with_protection="Protection ft2 alone makes b fail.")
+    trials = [trial(number, "sdc", params="ab"[number % 2]) for number in (1, 2, 3)]
+    ends = [trial(0, params="a"), *trials]
+    payloads = [golden("a"), fails, noise(params="a"), noise(params="b"), *ends]
+    campaign = ledger(payloads, plan(sets=("a", "b"), budget=90.0, stop=stop))
+    verdict = campaign.result(finished=True).verdict
+    assert verdict is not None
+    assert verdict.name == "pass"
+    assert (
+        "4 trials gave a wrong answer, 2 of them where the protection alone gives one, without a "
+        "fault, 75 %" in verdict.reason
+    )
+
+
 def test_a_protection_that_makes_most_parameter_sets_fail_cannot_be_judged() -> None:
     fails = golden("b", failed_with_protection="Protection ft2 alone makes b fail.")
     name, reason = decided([fails, *all_well()[1:]], plan(sets=("b",)))
