@@ -39,8 +39,8 @@ class Campaigns:
         if late is not None:
             _refuse(config, late)
             items.clear()
-        if self._settings.stop == "early":
-            # Shuffled, the first trials would often be among the last to run.
+        if self._settings.stop == "early" or self._settings.sampling == "stratified":
+            # Shuffled, the first trials, which decide on the others, would be among the last.
             put_chunks_in_order(items)
         for item in items:
             if isinstance(item, GateItem):

@@ -81,6 +81,19 @@ def test_a_campaign_is_the_same_with_workers_and_in_a_replay_and_begins_as_a_uni
     refused.stderr.fnmatch_lines(["*give --ft2-faults=N as the campaign had it*"])
 
 
+def test_no_more_trials_run_than_were_planned_whatever_order_the_chunks_are_put_in(
+    project: Project,
+) -> None:
+    project.pytester.makepyfile(test_it=RIGHT_OR_NOT.replace("BUDGET", "100, due_budget=100"))
+    with (project.path / "conftest.py").open("a") as file:
+        file.write("\ndef pytest_collection_modifyitems(items):\n    items.reverse()\n")
+    wide = (STRATIFIED, "--ft2-faults=60", "--ft2-chunk=5", "--ft2-protection=none")
+    result = project.run(*wide, "--ft2-json=out.json")
+    assert project.json()["campaigns"][0]["allocation"] is not None
+    outcomes = result.parseoutcomes()
+    assert outcomes["masked"] + outcomes["sdc"] == 60
+
+
 def test_strata_cannot_be_combined_with_stopping_early(project: Project) -> None:
     project.pytester.makepyfile(test_it=RIGHT_OR_NOT.replace("BUDGET", "1"))
     result = project.run(STRATIFIED, "--ft2-faults=2000", "--ft2-stop=early")
