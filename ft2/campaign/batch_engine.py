@@ -33,7 +33,7 @@ from ft2.campaign.row_batch import (
 )
 from ft2.campaign.row_cache import Prefixes, RowCache
 from ft2.faults import Fault, Injection, inject
-from ft2.forward import Clock, Listener
+from ft2.forward import Clock, Listener, cache_argument
 from ft2.protection import Policy, Profile, protect
 
 __all__ = ["BatchEngine", "CannotBatchError"]
@@ -364,8 +364,8 @@ class BatchEngine(Listener):
             output = self._model(
                 input_ids=ids,
                 position_ids=torch.arange(ids.shape[1], device=self._device).expand(ids.shape),
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_argument(self._model): cache},
                 **self._only_last_logits,
                 **(wants_hidden_states(prompts) if struck else {}),
             )

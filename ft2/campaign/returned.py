@@ -7,13 +7,14 @@ computed in a batch, where its last digits may be others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ft2.campaign.prompt import Prompt
+from ft2.forward import cache_made_by, cache_name
 
 __all__ = ["GoldenReturned", "Returned", "asked_for", "whole"]
 
@@ -85,7 +86,7 @@ class GoldenReturned:
             for name in ("scores", "logits", "hidden_states")
             if getattr(result, name) is not None
         }
-        layers = [(layer.keys, layer.values) for layer in result.past_key_values.layers]
+        layers = [(layer.keys, layer.values) for layer in cache_made_by(result).layers]
         return cls(type(result), steps, _copied(layers, torch.device("cpu")))
 
 
@@ -94,7 +95,7 @@ def asked_for(config: Any) -> frozenset[str]:
     if not config.return_dict_in_generate:
         return frozenset()
     optional = ("scores", "logits", "hidden_states")
-    return frozenset(["past_key_values", *(n for n in optional if getattr(config, f"output_{n}"))])
+    return frozenset(["cache", *(n for n in optional if getattr(config, f"output_{n}"))])
 
 
 def whole(
@@ -117,7 +118,7 @@ def whole(
     """
     device = sequences.device
     first = None if trial is None else trial.first
-    fields = {name: _copied(steps[:first], device) for name, steps in golden.steps.items()}
+    returned = {name: _copied(steps[:first], device) for name, steps in golden.steps.items()}
     layers = golden.cache
     if trial is not None:
         layers = trial.cache
@@ -128,10 +129,11 @@ def whole(
             ),
             "hidden_states": _copied(tuple(trial.hidden_states), device),
         }
-        fields = {name: steps + later[name] for name, steps in fields.items()}
+        returned = {name: steps + later[name] for name, steps in returned.items()}
     for number, (keys, values) in enumerate(layers):
         cache.update(_copied(keys, device), _copied(values, device), number)
-    return golden.kind(sequences=sequences, past_key_values=cache, **fields)
+    name = str(cache_name(each.name for each in fields(golden.kind)))
+    return golden.kind(sequences=sequences, **{name: cache}, **returned)
 
 
 def _processed(logits: Tensor, prompt: Prompt, step: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from ft2.forward import rows_written_elsewhere
+from ft2.forward import cache_argument, rows_written_elsewhere
 
 __all__ = ["Attending", "Prefixes", "RowCache"]
 
@@ -316,6 +316,7 @@ class Attending:
         self._chooses = bool(getattr(model, "_supports_attention_backend", False))
         layers = [_Layer(cache, each, not self._chooses) for each in range(len(cache.keys))]
         self._before: str | None = None
+        self._argument = cache_argument(model)
         self._past: Any = Cache(layers=layers)
 
     @contextmanager
@@ -323,13 +324,13 @@ class Attending:
         """Attend to the cache, in one forward; yields arguments for it."""
         if not self._chooses:
             mask = self._cache.mask(self._cache.keys[0].dtype)
-            yield {"past_key_values": self._past, "attention_mask": mask}
+            yield {self._argument: self._past, "attention_mask": mask}
             return
         self._before = self._config._attn_implementation_internal
         AttentionInterface.register(_NAME, self._attend)
         self._config._attn_implementation_internal = _NAME
         try:
-            yield {"past_key_values": self._past}
+            yield {self._argument: self._past}
         finally:
             self._config._attn_implementation_internal = self._before
             del AttentionInterface._global_mapping[_NAME]

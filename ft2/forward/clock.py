@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch._dynamo.decorators import skip
 from transformers import StoppingCriteriaList
 
+from ft2.forward.cache_names import cache_in, cache_made_by
 from ft2.forward.call import Call, Forward, Kind, Listener
 from ft2.forward.disguise import Disguise
 from ft2.forward.lane import Lane
@@ -239,7 +240,7 @@ class Clock:
             )
         rows, tokens, *_ = tokens_in.shape
         call = self.innermost
-        cache = _cache_in(inputs)
+        cache = cache_in(inputs)
         cached = self._cached_tokens(cache, call, tokens)
         if call is None:
             call = self._loop(cache, cached)
@@ -439,11 +440,6 @@ def _tells_padding(mask: Any, rows: int) -> TypeGuard[Tensor]:
     return isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == rows
 
 
-def _cache_in(inputs: dict[str, Any]) -> Any:
-    return inputs.get("past_key_values", inputs.get("cache_params"))
-
-
 def _cache_of(output: Any, inputs: dict[str, Any]) -> Any:
-    values = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
-    caches = (value for value in values if hasattr(value, "get_seq_length"))
-    return next(caches, _cache_in(inputs))
+    made = cache_made_by(output)
+    return cache_in(inputs) if made is None else made
