@@ -27,6 +27,7 @@ from transformers.utils import output_capturing
 
 from ft2.campaign.prompt import Prompt
 from ft2.campaign.returned import asked_for
+from ft2.forward.cache_names import cache_in
 from ft2.forward.disguise import Disguise
 from ft2.forward.left_behind import LeftBehind
 
@@ -34,7 +35,7 @@ __all__ = ["Asked", "Watch"]
 
 _UNDERSTOOD = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
 _OF_THE_CALL = frozenset(
-    ["attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"]
+    ["attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"]
 )
 
 
@@ -178,7 +179,7 @@ def _asked(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Asked:
         alone=alone,
         _surroundings=(_settings(config), _modes(model), _classes(model), _weights(model)),
         _rows=(_listed(mask), _listed(positions)),
-        cache=given["past_key_values"] if config.return_dict_in_generate and not alone else None,
+        cache=cache_in(given) if config.return_dict_in_generate and not alone else None,
     )
 
 
@@ -200,7 +201,7 @@ def _reasons(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Iter
         yield "it does not decode with the usual cache"
     if getattr(config, "prefill_chunk_size", None) is not None:
         yield "it prefills in chunks"
-    past: Any = given.get("past_key_values")
+    past: Any = cache_in(given)
     if type(past) is not DynamicCache or past.get_seq_length() or _is_users(past):
         yield "it passes a cache"
     for processor in given["logits_processor"]:
@@ -286,8 +287,19 @@ def _prompts(input_ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> I
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """What ``generate`` was told; the configuration is its own copy, which nobody changes."""
-    return {name: value for name, value in vars(config).items() if not name.startswith("_")}
+    """What ``generate`` was told; lists that it was given are the caller's, and are copied."""
+    return {name: _comparable(value) for name, value in vars(config).items() if name[:1] != "_"}
+
+
+def _comparable(value: Any) -> Any:
+    """Copy what may change, and list tensors, of which no comparison is true or false."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_comparable(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _comparable(each) for name, each in value.items()}
+    return value
 
 
 def _modes(model: nn.Module) -> tuple[Any, ...]:

@@ -197,6 +197,34 @@ def test_the_same_call_is_answered_without_computing_anything() -> None:
     assert run.golden.steps == 0
 
 
+def test_several_end_tokens_in_a_tensor_are_compared_by_their_values() -> None:
+    model = tiny_model()
+    calls, faults = golden(model, lambda model: ask(model, eos_token_id=torch.tensor([7, 9])))
+    (found, *_) = compute(Ahead("none"), calls, faults)
+    assert isinstance(found, Batched)
+    for ends, is_known in (([7, 9], True), ([7, 8], False)):
+        replies = found.replies()
+        run = Run(RunSpec(fault=faults[0]), replies)
+        run.attach(model)
+        ask(model, eos_token_id=torch.tensor(ends))
+        run.detach()
+        assert run.error is None
+        assert replies.delivered is is_known
+
+
+def test_what_a_caller_changes_afterwards_is_not_what_was_asked() -> None:
+    model = tiny_model()
+    words = [[7, 9]]
+    watch = Run(RunSpec(record=True))
+    watch.attach(model)
+    for _ in range(2):
+        ask(model, bad_words_ids=words)
+        words[0][0] = 8
+    watch.detach()
+    asked = [watch.asked[call]._surroundings[0]["bad_words_ids"] for call in range(2)]
+    assert asked == [[[7, 9]], [[8, 9]]]
+
+
 def by_hand(model: Any) -> object:
     output = model(PROMPT, use_cache=True)
     token = output.logits[:, -1].argmax(-1, keepdim=True)
