@@ -1,7 +1,8 @@
 """A forward pass as it happens: its call, step, rows and tokens, and what each layer puts out."""
 
-from ft2.forward.adoption import adopted, copied
+from ft2.forward.adoption import adopted, copied, records_gradients
 from ft2.forward.attach import attach
+from ft2.forward.cache_names import cache_argument, cache_in, cache_made_by, cache_name
 from ft2.forward.call import Call, Forward, Listener
 from ft2.forward.clock import Clock, request
 from ft2.forward.lane import Lane, hears_nothing, takes_a_seat
@@ -27,9 +28,14 @@ __all__ = [
     "adopted",
     "attach",
     "by_row",
+    "cache_argument",
+    "cache_in",
+    "cache_made_by",
+    "cache_name",
     "copied",
     "fit_tokens",
     "hears_nothing",
+    "records_gradients",
     "request",
     "rows_written_elsewhere",
     "takes_a_seat",

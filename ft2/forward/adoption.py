@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["adopted", "adopted_tensor", "copied"]
+__all__ = ["adopted", "adopted_tensor", "copied", "records_gradients"]
 
 
 def copied(output: Any) -> Any:
@@ -20,6 +20,15 @@ def copied(output: Any) -> Any:
     if isinstance(output, (tuple, list)):
         return [copied(each) for each in output]
     return output
+
+
+def records_gradients(output: Any) -> bool:
+    """Whether any tensor that a forward returned has gradients to pass on."""
+    if isinstance(output, Tensor):
+        return output.requires_grad
+    if isinstance(output, dict):
+        return any(map(records_gradients, output.values()))
+    return isinstance(output, (tuple, list)) and any(map(records_gradients, output))
 
 
 def adopted(output: Any, before: Any, chosen: Tensor) -> Any:

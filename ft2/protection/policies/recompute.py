@@ -34,7 +34,9 @@ from ft2.forward import (
     Tap,
     adopted,
     attach,
+    cache_made_by,
     copied,
+    records_gradients,
     takes_a_seat,
     tap_in_lane,
 )
@@ -194,9 +196,10 @@ class RecomputePolicy(Policy, Reviewer):
         if review is None:
             if flagged is None:
                 return False
-            cache = forward.cache if forward.cache is not None else _made(output)
+            cache = forward.cache if forward.cache is not None else cache_made_by(output)
             review = self._review = _Review(flagged, self._outputs())
-            if not bool(flagged.all()):
+            # Rows taken from the first computation would pass no gradients on: then all are new.
+            if not bool(flagged.all()) and not records_gradients(output):
                 review.keep(output, Kept(cache, forward.cached, forward.tokens), self._learned())
             review.random = RandomStates(self._device)
         else:
@@ -235,7 +238,7 @@ class RecomputePolicy(Policy, Reviewer):
 
     def _adopt(self, forward: Forward, output: Any, review: _Review) -> Any:
         if review.kept is not None:
-            cache = forward.cache if forward.cache is not None else _made(output)
+            cache = forward.cache if forward.cache is not None else cache_made_by(output)
             review.kept.adopt(cache, review.flagged)
             for watched, before in zip(self._watched, review.learned, strict=True):
                 watched.adopt(before, review.flagged)
@@ -378,9 +381,3 @@ def _caches(forward: Forward) -> list[Any]:
         if hasattr(each, "get_seq_length") and each is not forward.cache
     ]
     return others if forward.cache is None else [forward.cache, *others]
-
-
-def _made(output: Any) -> Any:
-    """Return the cache that a forward made itself, if it returns one."""
-    values = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
-    return next((value for value in values if hasattr(value, "get_seq_length")), None)
