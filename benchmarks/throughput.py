@@ -14,6 +14,9 @@ golden cache
 
 All meet faults of one campaign: each step equally likely, inside it each output of the blocks'
 linear layers. Nothing is protected unless ``--policy`` says so, then in all three.
+
+``--profile`` shows instead where the time of the last way's forwards goes: in its middle, where all
+rows go on, and later, where some leave and others join.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from typing import Any
 
 import torch
 import transformers
+from forward_profile import Window, floors, watch_forwards
 from overhead import SHAPES
 from tabulate import tabulate
 from torch import Tensor
@@ -117,14 +121,27 @@ class Subject:
         return said
 
     def golden_cache(self, faults: Sequence[Fault], rows: int) -> tuple[list[list[int]], Spent]:
+        engine = self._prepared(rows)
+        found = engine.run([(0, fault) for fault in faults])
+        tokens = self.prompt[0].tolist()
+        return [[*tokens, *each.said] if each else [] for each in found], engine.spent
+
+    def profiled(self, faults: Sequence[Fault], rows: int, device: str) -> list[Window]:
+        engine = self._prepared(rows)
+        before = max(self.new_tokens // 2, 4)
+        windows: list[Window]
+        with watch_forwards(self.model, before, 2, device) as windows:
+            engine.run([(0, fault) for fault in faults])
+        return windows
+
+    def _prepared(self, rows: int) -> BatchEngine:
         tokens = tuple(self.prompt[0].tolist())
         ends = self.model.generation_config.eos_token_id
         ends = tuple(ends) if isinstance(ends, list) else (ends,) if ends is not None else ()
         prompt = Prompt(tokens, self.new_tokens, self.new_tokens, ends)
         engine = BatchEngine(self.model, [prompt], self.policy, rows=rows)
         engine.prepare()
-        found = engine.run([(0, fault) for fault in faults])
-        return [[*tokens, *each.said] if each else [] for each in found], engine.spent
+        return engine
 
 
 def measure(compute: Callable[[], Any], device: str) -> tuple[Any, float, float]:
@@ -197,6 +214,24 @@ def compare(arguments: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     return results
 
 
+def show_profile(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Print where the time of a batch's forwards goes."""
+    subject = Subject(arguments, name)
+    rows, device = arguments.rows, arguments.device
+    # The first run loads kernels.
+    subject.golden_cache(subject.faults[: min(16, rows)], rows)
+    seconds = measure(partial(subject.golden_cache, subject.faults[:1], rows), device)[1]
+    windows = subject.profiled(subject.faults, rows, device)
+    config = subject.model.config
+    token = 2 * config.num_hidden_layers * config.hidden_size * subject.model.dtype.itemsize
+    least = floors(subject.model, rows, rows * subject.new_tokens // 2 * token)
+    print(f"{name}: {rows} rows; the golden run and one trial alone take {seconds:.2f} s")
+    print(tabulate(least, ["at least, per forward", "ms"], floatfmt=".2f"))
+    for window in windows:
+        window.show()
+    return {"floors": least, "windows": [window.numbers for window in windows]}
+
+
 def _different(alone: list[list[int]], others: list[list[int]]) -> int:
     return sum(mine != other for mine, other in zip(alone, others, strict=False))
 
@@ -216,6 +251,7 @@ def main() -> None:
     parser.add_argument("--alone", type=int, help="how many of them one at a time, too")
     parser.add_argument("--rows", type=int, help="of a batch; default: 512 on CUDA, 256 on a CPU")
     parser.add_argument("--json", help="file for the numbers")
+    parser.add_argument("--profile", action="store_true", help="show where a forward's time goes")
     arguments = parser.parse_args()
     on_cuda = arguments.device == "cuda"
     defaults = {"prompt": (100, 8), "trials": (4096, 2000), "alone": (6, 60), "rows": (512, 256)}
@@ -224,10 +260,11 @@ def main() -> None:
             setattr(arguments, name, cuda if on_cuda else cpu)
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    results = {}
+    results: dict[str, Any] = {}
+    way = show_profile if arguments.profile else compare
     with torch.no_grad():
         for name in [arguments.model] if arguments.model else arguments.shapes:
-            results[Path(name).name] = compare(arguments, name)
+            results[Path(name).name] = way(arguments, name)
             if on_cuda:
                 torch.cuda.empty_cache()
     if arguments.json:
