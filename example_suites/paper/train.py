@@ -120,9 +120,7 @@ def prepare(names: list[str], count: int, folder: Path) -> tuple[Path, Path]:
     )
     tokenizer.save_pretrained(folder / "tokenizer")
     tasks = [task for task in TASKS if any(task in MINIATURES[name].tasks for name in names)]
-    examples = training_examples(
-        tasks, count, folder / "tokenizer", processes=_cores(), seed=SEED
-    )
+    examples = training_examples(tasks, count, folder / "tokenizer", processes=_cores(), seed=SEED)
     save(examples, folder / "examples.safetensors")
     return folder / "tokenizer", folder / "examples.safetensors"
 
@@ -132,7 +130,7 @@ def make(job: Job) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     # The same steps give the same weights, as far as the device's operations allow it.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = torch.device(job.device)
     miniature = MINIATURES[job.name]
     tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
