@@ -31,7 +31,7 @@ from ft2.campaign.row_batch import (
     likeliest,
     wants_hidden_states,
 )
-from ft2.campaign.row_cache import Prefixes, RowCache
+from ft2.campaign.row_cache import Prefixes, RowCache, chooses_attention
 from ft2.faults import Fault, Injection, inject
 from ft2.forward import Clock, Listener, cache_argument
 from ft2.protection import Policy, Profile, protect
@@ -411,7 +411,8 @@ class BatchEngine(Listener):
             groups.append(self._prefixes.take(prompts, shared))
         if private:
             groups.append(self._prefixes.blank(private, self._prefixes.columns))
-        cache = RowCache(groups, max(self._own - 1, 1))
+        copied = not chooses_attention(self._model)
+        cache = RowCache(groups, max(self._own - 1, 1), copied)
         with self._clock.calling("generate") as call:
             yield RowBatch(self._model, self._policy, cache, call, self.spent, self._fixed)
 

@@ -7,6 +7,8 @@ it: where a row's own tokens lie does not depend on their positions, which the k
 
 from __future__ import annotations
 
+import functools
+import importlib
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +22,38 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ft2.forward import cache_argument, rows_written_elsewhere
 
-__all__ = ["Attending", "Prefixes", "RowCache"]
+__all__ = ["Attending", "Prefixes", "RowCache", "chooses_attention", "kernels_for"]
 
 _NAME = "ft2-rows"
+
+
+def chooses_attention(model: nn.Module) -> bool:
+    """Whether a model's attention function can be chosen."""
+    return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def kernels_for(like: Tensor) -> Any:
+    """Return the module with kernels for such keys and values; None if there is none.
+
+    In fp32 there is none: there trials give what they give alone, computed as it is computed there.
+    """
+    if not like.is_cuda or like.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    return _working_kernels(like.device)
+
+
+@functools.cache
+def _working_kernels(device: torch.device) -> Any:
+    # Triton is not everywhere, and needs a C compiler when it first runs.
+    try:
+        kernels = importlib.import_module("ft2.campaign.row_kernels")
+        ones = torch.ones(1, 1, 1, 16, dtype=torch.float16, device=device)
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        both = (ones, ones)
+        kernels.attend(ones, both, [(*both, 1)], (ones * 1, ones * 1), zero, zero, zero, 1.0)
+    except Exception:
+        return None
+    return kernels
 
 
 @dataclass(eq=False)
@@ -94,9 +125,11 @@ class RowCache:
         The prefixes; the batch's rows are those of the first group, then those of the next.
     columns:
         How many tokens of its own a row has room for.
+    copied:
+        Whether a model is given copies of what its rows see.
     """
 
-    def __init__(self, groups: Sequence[Prefixes], columns: int) -> None:
+    def __init__(self, groups: Sequence[Prefixes], columns: int, copied: bool = False) -> None:
         self.groups = list(groups)
         self.rows = sum(group.rows for group in groups)
         self.columns = columns
@@ -111,7 +144,10 @@ class RowCache:
         self._every_row = torch.arange(self.rows, device=self.device)
         self._prefix_columns = torch.arange(first.columns, device=self.device)
         self._own_columns = torch.arange(columns, device=self.device)
-        self._hidden: Tensor
+        self._kernels: Any = None if copied else kernels_for(first.keys[0])
+        # Of each layer what is to be kept when it is attended to.
+        self._new: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seen: Tensor | None = None
         self._length: Tensor
         self.width = 0
 
@@ -119,9 +155,10 @@ class RowCache:
         """Let rows, int64 (joining,), begin with the columns `start` to `stop` of their prefix."""
         self.start[rows] = start
         self.stop[rows] = stop
-        # What a row leaves behind is hidden, but a hidden NaN is still one when it is added up.
-        for each in (*self.keys, *self.values):
-            each[rows] = 0
+        if self._kernels is None:
+            # What a row leaves behind is hidden, but a hidden NaN is still one when it is added up.
+            for each in (*self.keys, *self.values):
+                each[rows] = 0
 
     def begin(self, length: Tensor, width: int) -> None:
         """Prepare a forward.
@@ -133,17 +170,32 @@ class RowCache:
         width:
             One more than the largest of these.
         """
-        self._length, self.width = length, width
-        prefix = self._prefix_columns
-        is_prefix = (prefix >= self.start[:, None]) & (prefix < self.stop[:, None])
-        is_own = self._own_columns[:width] <= length[:, None]
-        self._hidden = ~torch.cat([is_prefix, is_own], 1)
+        self._length, self.width = length.contiguous(), width
+        self._seen = None
+        self._new.clear()
+
+    @property
+    def _hidden(self) -> Tensor:
+        """bool (rows, columns): what rows do not see, of their prefixes and of their own."""
+        if self._seen is None:
+            prefix = self._prefix_columns
+            is_prefix = (prefix >= self.start[:, None]) & (prefix < self.stop[:, None])
+            is_own = self._own_columns[: self.width] <= self._length[:, None]
+            self._seen = ~torch.cat([is_prefix, is_own], 1)
+        return self._seen
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Return what is added to the scores, (rows, 1, 1, columns): 0 where a row sees."""
         lowest = torch.finfo(dtype).min
         mask = torch.zeros(self._hidden.shape, dtype=dtype, device=self.device)
         return mask.masked_fill_(self._hidden, lowest)[:, None, None, :]
+
+    def take(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Take in what :meth:`write` writes, at the latest when the layer is attended to."""
+        if self._kernels is None:
+            self.write(layer, keys, values)
+        else:
+            self._new[layer] = keys, values
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Take in the keys and values of each row's token, (rows, heads, 1, size)."""
@@ -201,6 +253,8 @@ class RowCache:
             known for these; the list is always empty for half precision on accelerators.
         """
         rows, heads, _, size = query.shape
+        if self._kernels is not None:
+            return self._attend_in_kernels(layer, query, scaling)[:, None], []
         own_keys = self.keys[layer][:, :, : self.width]
         own_values = self.values[layer][:, :, : self.width]
         shared = own_keys.shape[1]
@@ -223,6 +277,17 @@ class RowCache:
         output = output + own @ own_values
         extreme |= self._extreme(output)
         return output.reshape(rows, 1, heads, -1), sorted(extreme)
+
+    def _attend_in_kernels(self, layer: int, query: Tensor, scaling: float) -> Tensor:
+        new = self._new.pop(layer, None)
+        if new is None:
+            raise NotImplementedError("its layers attend to each other's keys")
+        groups = [(each.keys[layer], each.values[layer], each.rows_each) for each in self.groups]
+        own = self.keys[layer], self.values[layer]
+        output: Tensor = self._kernels.attend(
+            query, new, groups, own, self.start, self.stop, self._length, scaling
+        )
+        return output
 
     def _extreme(self, values: Tensor) -> set[int]:
         """Return the rows with NaN, or with numbers so large that some near them overflow."""
@@ -269,9 +334,10 @@ class _Layer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        self._cache.write(self._index, key_states, value_states)
         if self._gather:
+            self._cache.write(self._index, key_states, value_states)
             return self._cache.gathered(self._index)
+        self._cache.take(self._index, key_states, value_states)
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -313,7 +379,7 @@ class Attending:
         config: Any = model.config
         self._config = config.get_text_config(decoder=True)
         self._cache = cache
-        self._chooses = bool(getattr(model, "_supports_attention_backend", False))
+        self._chooses = chooses_attention(model)
         layers = [_Layer(cache, each, not self._chooses) for each in range(len(cache.keys))]
         self._before: str | None = None
         self._argument = cache_argument(model)
