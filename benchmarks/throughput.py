@@ -15,6 +15,7 @@ golden cache
 All meet faults of one campaign: each step equally likely, inside it each output of the blocks'
 linear layers. Nothing is protected unless ``--policy`` says so, then in all three.
 
+``--plain-attention`` leaves out the kernels that attend on a GPU, to see what they save.
 ``--profile`` shows instead where the time of the last way's forwards goes: in its middle, where all
 rows go on, and later, where some leave and others join.
 """
@@ -40,7 +41,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ft2
-from ft2.campaign import Recorder
+from ft2.campaign import Recorder, row_cache
 from ft2.campaign.batch_engine import BatchEngine
 from ft2.campaign.prompt import Prompt
 from ft2.campaign.row_batch import Spent
@@ -164,7 +165,7 @@ def compare(arguments: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     subject = Subject(arguments, name)
     faults = subject.faults
     device = arguments.device
-    alone_faults, batched_faults = faults[: arguments.alone], faults[: arguments.rows]
+    alone_faults, batched_faults = faults[: arguments.alone], faults[: arguments.batched]
     # The first run of each loads kernels.
     subject.one_at_a_time(faults[:1])
     subject.golden_cache(faults[: min(16, arguments.rows)], arguments.rows)
@@ -249,15 +250,27 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=60)
     parser.add_argument("--trials", type=int, help="default: 4096 on CUDA, 2000 on a CPU")
     parser.add_argument("--alone", type=int, help="how many of them one at a time, too")
-    parser.add_argument("--rows", type=int, help="of a batch; default: 512 on CUDA, 256 on a CPU")
+    parser.add_argument(
+        "--batched", type=int, help="how many of them in one generate; default: 256"
+    )
+    parser.add_argument("--rows", type=int, help="of a batch; default: 1024 on CUDA, 256 on a CPU")
     parser.add_argument("--json", help="file for the numbers")
+    parser.add_argument("--plain-attention", action="store_true", help="without kernels")
     parser.add_argument("--profile", action="store_true", help="show where a forward's time goes")
     arguments = parser.parse_args()
     on_cuda = arguments.device == "cuda"
-    defaults = {"prompt": (100, 8), "trials": (4096, 2000), "alone": (6, 60), "rows": (512, 256)}
+    defaults = {
+        "prompt": (100, 8),
+        "trials": (4096, 2000),
+        "alone": (6, 60),
+        "batched": (256, 256),
+        "rows": (1024, 256),
+    }
     for name, (cuda, cpu) in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, cuda if on_cuda else cpu)
+    if arguments.plain_attention:
+        row_cache.kernels_for = lambda like: None
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     results: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from ft2.campaign.prompt import Prompt
 __all__ = ["fitting_rows", "returned_bytes", "room_for_returned"]
 
 # More rows make a CPU's forward longer and no cheaper; an accelerator needs them to be busy.
-_MOST = {"cpu": 256, "cuda": 512}
+_MOST = {"cpu": 256, "cuda": 1024}
 _LEAST = 8
 _SHARE = 0.5
 _SHARE_RETURNED = 0.2
