@@ -168,7 +168,7 @@ def compare(arguments: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     alone_faults, batched_faults = faults[: arguments.alone], faults[: arguments.batched]
     # The first run of each loads kernels.
     subject.one_at_a_time(faults[:1])
-    subject.golden_cache(faults[: min(16, arguments.rows)], arguments.rows)
+    subject.golden_cache(faults[: min(64, arguments.rows)], arguments.rows)
     alone, seconds, memory = measure(partial(subject.one_at_a_time, alone_faults), device)
     base = len(alone_faults) / seconds
     results: list[dict[str, Any]] = [
@@ -220,7 +220,7 @@ def show_profile(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     subject = Subject(arguments, name)
     rows, device = arguments.rows, arguments.device
     # The first run loads kernels.
-    subject.golden_cache(subject.faults[: min(16, rows)], rows)
+    subject.golden_cache(subject.faults[: min(64, rows)], rows)
     seconds = measure(partial(subject.golden_cache, subject.faults[:1], rows), device)[1]
     windows = subject.profiled(subject.faults, rows, device)
     config = subject.model.config
