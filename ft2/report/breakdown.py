@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["breakdown", "layer_kind"]
+from ft2.report.drawn import Drawn, FixedTrials
+from ft2.report.fault_text import fault_fields
 
-Interval = Callable[[int, int], tuple[float, float] | None]
+__all__ = ["breakdown", "layer_kind"]
 
 
 def breakdown(
     trials: Sequence[Mapping[str, Any]],
-    interval_of: Interval,
+    drawn: Drawn | None = None,
     sampling_weights: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Count the outcomes of trials that have one, in each part of the space.
@@ -22,8 +23,8 @@ def breakdown(
     trials:
         Records of trials, as in the JSON document. One that died with its fault unknown is in no
         part.
-    interval_of:
-        Makes the interval, in per cent, of (SDCs, trials); or None where there is none.
+    drawn:
+        Makes the intervals; None: those of uniform trials, as many as were planned.
     sampling_weights:
         What a trial of each stratum counts in a rate; None: as much as any other.
 
@@ -35,8 +36,8 @@ def breakdown(
         ``trials``, ``masked``, ``sdc`` and ``due``, ``rate`` and ``interval`` in per cent. A part's
         interval holds for that part; that all hold at once it does not say.
     """
-    weights = sampling_weights or {}
-    parts: dict[str, dict[str, list[tuple[str, float]]]] = {
+    weights, drawn = sampling_weights or {}, drawn or FixedTrials()
+    parts: dict[str, dict[str, list[Mapping[str, Any]]]] = {
         "phase": {},
         "layer_kind": {},
         "bit": {},
@@ -44,18 +45,19 @@ def breakdown(
     for trial in trials:
         if not trial["outcome"] or not trial.get("fault"):
             continue
-        # Its class would bring torch into the process that only counts.
-        fault = dict(part.split("=") for part in trial["fault"].split(","))
+        fault = fault_fields(trial["fault"])
         where = {
             "phase": "first" if fault["step"] == "0" else "later",
             "layer_kind": layer_kind(fault["layer"]),
             "bit": fault["bits"].rpartition(":")[2],
         }
         for name, part in where.items():
-            weight = weights.get(trial.get("stratum", ""), 1.0)
-            parts[name].setdefault(part, []).append((trial["outcome"], weight))
+            parts[name].setdefault(part, []).append(trial)
     return {
-        name: {part: _counted(found[part], interval_of) for part in sorted(found, key=_order)}
+        name: {
+            part: _counted(found[part], weights, drawn, depends_on_bits=name == "bit")
+            for part in sorted(found, key=_order)
+        }
         for name, found in parts.items()
     }
 
@@ -77,16 +79,24 @@ def _order(part: str) -> tuple[int, str]:
     return (int(part), "") if part.isdigit() else (0, part)
 
 
-def _counted(seen: list[tuple[str, float]], interval_of: Interval) -> dict[str, Any]:
-    outcomes = [outcome for outcome, _ in seen]
-    sdc = outcomes.count("sdc")
-    around = interval_of(sdc, len(outcomes))
-    wrong = sum(weight for outcome, weight in seen if outcome == "sdc")
+def _counted(
+    seen: Sequence[Mapping[str, Any]],
+    weights: Mapping[str, float],
+    drawn: Drawn,
+    *,
+    depends_on_bits: bool,
+) -> dict[str, Any]:
+    outcomes = [trial["outcome"] for trial in seen]
+    counts = [weights.get(trial.get("stratum", ""), 1.0) for trial in seen]
+    wrong = sum(count for outcome, count in zip(outcomes, counts, strict=True) if outcome == "sdc")
+    rate = 100 * wrong / sum(counts)
+    low, high = drawn.of_part(seen, depends_on_bits=depends_on_bits)
     return {
         "trials": len(outcomes),
         "masked": outcomes.count("masked"),
-        "sdc": sdc,
+        "sdc": outcomes.count("sdc"),
         "due": outcomes.count("due"),
-        "rate": 100 * wrong / sum(weight for _, weight in seen),
-        "interval": None if around is None else [*around],
+        "rate": rate,
+        # The rate is that of all trials, the interval perhaps that of some.
+        "interval": [min(low, rate), max(high, rate)],
     }

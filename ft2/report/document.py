@@ -53,9 +53,8 @@ def write_document(
 def _campaign(result: CampaignResult) -> dict[str, Any]:
     verdict = result.verdict
     new_prompts = result.interval_for_new_prompts
-    fixed = result.complete and result.stop is None and result.allocation is None
-    largest = result.largest_weights if fixed else None
-    drawn = result.sampling_weights
+    largest = result.largest_weights if result.complete else None
+    drawn, weights = result.drawn, result.sampling_weights
     return {
         "nodeid": result.nodeid,
         "seed": result.seed,
@@ -77,10 +76,10 @@ def _campaign(result: CampaignResult) -> dict[str, Any]:
         "interval": None if verdict is None or verdict.interval is None else [*verdict.interval],
         "interval_for_new_prompts": None if new_prompts is None else [*new_prompts],
         "chance_of_another_verdict": result.chance_of_another_verdict,
-        "breakdown": breakdown(result.trials, result.interval_of, drawn),
-        "measures": rates_by_measure(result.trials, largest, drawn),
-        "rate_by_macs": reweighted_rate(result.trials, "macs", drawn),
-        "rate_by_time": reweighted_rate(result.trials, "time", drawn),
+        "breakdown": breakdown(result.trials, drawn, weights),
+        "measures": rates_by_measure(result.trials, largest, drawn, weights),
+        "rate_by_macs": reweighted_rate(result.trials, "macs", weights),
+        "rate_by_time": reweighted_rate(result.trials, "time", weights),
         "share_of_macs_outside": result.share_outside,
         "verdict": None if verdict is None else verdict.name,
         "reason": None if verdict is None else verdict.reason,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ft2.verdict import weighted_interval, weighted_rate
+from ft2.report.drawn import Drawn, FixedTrials
+from ft2.verdict import weighted_rate
 
 __all__ = ["MEASURES", "rates_by_measure", "reweighted_rate"]
 
@@ -35,13 +36,21 @@ def reweighted_rate(
     float or None
         None when no trial has such a weight.
     """
-    weights, events = _weighed(trials, measure, sampling_weights)
-    return weighted_rate(weights, events)
+    drawn = sampling_weights or {}
+    known, weights = _known(trials, measure)
+    return weighted_rate(
+        [
+            weight * drawn.get(trial.get("stratum", ""), 1.0)
+            for trial, weight in zip(known, weights, strict=True)
+        ],
+        [trial["outcome"] == "sdc" for trial in known],
+    )
 
 
 def rates_by_measure(
     trials: Sequence[Mapping[str, Any]],
     largest: Mapping[str, float] | None,
+    drawn: Drawn | None = None,
     sampling_weights: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the rate and its interval under each measure, in per cent.
@@ -50,7 +59,9 @@ def rates_by_measure(
     ----------
     largest:
         The largest weight of any site under each measure; None where no interval would hold, as
-        where the number of trials depends on what they showed.
+        where trials are missing.
+    drawn:
+        Makes the intervals; None: those of uniform trials, as many as were planned.
     sampling_weights:
         As in :func:`reweighted_rate`.
 
@@ -61,25 +72,22 @@ def rates_by_measure(
     """
     rates: dict[str, dict[str, Any]] = {}
     for measure in MEASURES:
-        weights, events = _weighed(trials, measure, sampling_weights)
+        rate = reweighted_rate(trials, measure, sampling_weights)
         around = None
-        if largest is not None and measure in largest and any(weights):
+        known, weights = _known(trials, measure)
+        if largest is not None and measure in largest and rate is not None:
             # Times are measured in each process, so one can be a little above the largest.
             most = max(largest[measure], *weights)
-            around = [*weighted_interval(weights, events, most)]
-        rates[measure] = {"rate": weighted_rate(weights, events), "interval": around}
+            low, high = (drawn or FixedTrials()).of_measure(known, weights, most)
+            # The rate is that of all trials, the interval perhaps that of some.
+            around = [min(low, rate), max(high, rate)]
+        rates[measure] = {"rate": rate, "interval": around}
     return rates
 
 
-def _weighed(
-    trials: Sequence[Mapping[str, Any]],
-    measure: str,
-    sampling_weights: Mapping[str, float] | None,
-) -> tuple[list[float], list[bool]]:
-    drawn = sampling_weights or {}
+def _known(
+    trials: Sequence[Mapping[str, Any]], measure: str
+) -> tuple[list[Mapping[str, Any]], list[float]]:
+    """Return the trials whose weight and outcome are known, and their weights."""
     known = [trial for trial in trials if trial["outcome"] and measure in trial.get("weights", {})]
-    weights = [
-        float(trial["weights"][measure]) * drawn.get(trial.get("stratum", ""), 1.0)
-        for trial in known
-    ]
-    return weights, [trial["outcome"] == "sdc" for trial in known]
+    return known, [float(trial["weights"][measure]) for trial in known]

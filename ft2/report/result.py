@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ft2.report.drawn import Drawn, FixedTrials, StoppedTrials, StratifiedTrials
 from ft2.verdict import (
     Allocation,
     Budget,
@@ -14,12 +15,9 @@ from ft2.verdict import (
     SequentialRule,
     Stratum,
     Verdict,
-    always_valid_interval,
     chance_of_another_early_verdict,
     chance_of_another_stratified_verdict,
     chance_of_another_verdict,
-    interval,
-    interval_for_new_prompts,
 )
 
 __all__ = ["CampaignResult"]
@@ -98,24 +96,18 @@ class CampaignResult:
         seen = sum(each.trials for each in strata)
         return {each.name: each.weight * seen / each.trials for each in strata}
 
-    def interval_of(self, events: int, trials: int) -> tuple[float, float] | None:
-        """Return the two-sided 95 % interval, in per cent, that holds for trials drawn so.
-
-        None for a part of the space whose trials come from several strata.
-        """
+    @property
+    def drawn(self) -> Drawn:
+        """How the trials were drawn: makes the intervals for parts of them."""
         if self.allocation is not None:
-            return None
-        return (interval if self.stop is None else always_valid_interval)(events, trials)
+            return StratifiedTrials(self.allocation, self.strata or (), self.counts.planned)
+        return FixedTrials() if self.stop is None else StoppedTrials(self.counts.planned)
 
     @property
     def interval_for_new_prompts(self) -> tuple[float, float] | None:
         """The rate over prompts like these, in per cent; None where they say nothing of others."""
-        if not self.complete or self.stop is not None or self.allocation is not None:
-            return None
-        counted: dict[str, list[bool]] = {}
-        for trial in filter(_is_known, self.trials):
-            counted.setdefault(trial["params"], []).append(trial["outcome"] == "sdc")
-        return interval_for_new_prompts([(sum(events), len(events)) for events in counted.values()])
+        known = [trial for trial in self.trials if _is_known(trial)]
+        return self.drawn.of_new_prompts(known) if self.complete else None
 
     @cached_property
     def chance_of_another_verdict(self) -> float | None:

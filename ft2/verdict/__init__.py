@@ -18,7 +18,7 @@ from ft2.verdict.repetition import (
 )
 from ft2.verdict.simulated import sequential_campaigns, stratified_campaigns
 from ft2.verdict.stopping import CurtailedRule, SequentialRule, StoppingRule, stopping_rule
-from ft2.verdict.stratified import Stratum, decide_stratified
+from ft2.verdict.stratified import Stratum, decide_stratified, interval_over_strata
 from ft2.verdict.two_stage import TwoStageSample
 from ft2.verdict.weighted import weighted_interval, weighted_rate
 
@@ -50,6 +50,7 @@ __all__ = [
     "decide_stratified",
     "interval",
     "interval_for_new_prompts",
+    "interval_over_strata",
     "is_lost_already",
     "least_trials",
     "log_evidence_above",

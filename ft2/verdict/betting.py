@@ -27,6 +27,7 @@ def log_wealth(
     gains: Sequence[float] | NDArray[np.float64],
     counts: Sequence[int] | NDArray[np.int64],
     most: float = 1.0,
+    planned: int | None = None,
 ) -> float:
     """Return the logarithm of what one unit of money has become.
 
@@ -39,13 +40,17 @@ def log_wealth(
         How many bets of each kind were made.
     most:
         The largest gain that there could be. It shapes the stakes; no promise depends on it.
+    planned:
+        How many bets there are to be at most, known before the first; None: as many as were made.
+        It shapes the stakes, too: known, they depend on no bet, and the promise holds however one
+        came to stop.
 
     Returns
     -------
     float
         ``log(1 / a)`` is reached with probability ``a`` at most if every bet is fair or losing.
     """
-    stakes = _stakes(int(np.sum(counts)), most)
+    stakes = _stakes(int(np.sum(counts)) if planned is None else planned, most)
     chances = 1 / np.arange(1.0, len(stakes) + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.asarray(counts) * np.log1p(stakes[:, None] * np.asarray(gains))
@@ -70,6 +75,7 @@ def mean_interval(
     *,
     largest: float = 1.0,
     confidence: float = 0.95,
+    planned: int | None = None,
 ) -> tuple[float, float]:
     """Return a two-sided interval of the mean of independent values.
 
@@ -85,6 +91,9 @@ def mean_interval(
         The largest value that could have been seen.
     confidence:
         Coverage, between 0 and 1.
+    planned:
+        How many values there were to be at most, where what was seen decided when to stop: the
+        interval holds then, too. None: their number was fixed.
 
     Returns
     -------
@@ -102,16 +111,19 @@ def mean_interval(
         raise ValueError(f"values should be from 0 to {largest:g}")
     shares = np.minimum(shares, 1.0)
     proof = math.log(2 / (1 - confidence))
-    low = 1 - _upper_bound(1 - shares, seen, proof)
-    high = _upper_bound(shares, seen, proof)
+    bets = int(seen.sum()) if planned is None else planned
+    low = 1 - _upper_bound(1 - shares, seen, proof, bets)
+    high = _upper_bound(shares, seen, proof, bets)
     return largest * max(0.0, low), largest * high
 
 
-def _upper_bound(shares: NDArray[np.float64], counts: NDArray[np.int64], proof: float) -> float:
+def _upper_bound(
+    shares: NDArray[np.float64], counts: NDArray[np.int64], proof: float, bets: int
+) -> float:
     """Return the mean from which on betting that it is less has made the profit."""
 
     def missing(mean: float) -> float:
-        wealth = log_wealth((mean - shares) / (1 - mean), counts, mean / (1 - mean))
+        wealth = log_wealth((mean - shares) / (1 - mean), counts, mean / (1 - mean), bets)
         return proof - min(wealth, 1e6)
 
     total = int(counts.sum())
@@ -120,7 +132,7 @@ def _upper_bound(shares: NDArray[np.float64], counts: NDArray[np.int64], proof: 
     if seen >= high or missing(high) > 0:
         return 1.0
     # Between the means at which one more stake is tried, the profit grows with the mean.
-    odds = _TELLING / total * 4.0 ** np.arange(64)
+    odds = _TELLING / bets * 4.0 ** np.arange(64)
     for place in reversed(odds / (1 + odds)):
         low = max(seen, np.nextafter(place, 1.0))
         if low >= high:

@@ -10,7 +10,7 @@ __all__ = ["interval_for_new_prompts"]
 
 
 def interval_for_new_prompts(
-    counted: Sequence[tuple[int, int]], confidence: float = 0.95
+    counted: Sequence[tuple[float, int]], confidence: float = 0.95
 ) -> tuple[float, float] | None:
     """Return a two-sided interval of the rate over prompts like these, in per cent.
 
@@ -21,7 +21,8 @@ def interval_for_new_prompts(
     Parameters
     ----------
     counted:
-        (events, trials) of each prompt. The prompts are taken for a random sample.
+        (events, trials) of each prompt, or an estimate of its events. The prompts are taken for a
+        random sample.
     confidence:
         Coverage, between 0 and 1.
 

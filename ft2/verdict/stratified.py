@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ft2.verdict.allocation import Allocation
 from ft2.verdict.gate import Budget, Counts, Verdict, decide, unusable
 from ft2.verdict.two_stage import TwoStageSample
 
-__all__ = ["Stratum", "decide_stratified", "two_stage_samples"]
+__all__ = ["Stratum", "decide_stratified", "interval_over_strata", "two_stage_samples"]
 
 
 @dataclass(frozen=True)
@@ -94,4 +94,27 @@ def two_stage_samples(
     return (
         sample([each.sdc for each in first], hot.sdc, cold.sdc),
         sample([each.due for each in first], hot.due, cold.due),
+    )
+
+
+def interval_over_strata(
+    strata: Sequence[tuple[float, Callable[[float], tuple[float, float]]]],
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Return a two-sided interval of the mean over strata, in the unit of theirs.
+
+    Whatever the strata's intervals are, that of the mean holds where all of them do: so each may go
+    wrong with its part of the risk.
+
+    Parameters
+    ----------
+    strata:
+        Of each its share, and what makes its interval at a given confidence.
+    confidence:
+        Coverage, between 0 and 1.
+    """
+    each = 1 - (1 - confidence) / len(strata)
+    ends = [(share, of(each)) for share, of in strata]
+    return sum(share * low for share, (low, _) in ends), sum(
+        share * high for share, (_, high) in ends
     )

@@ -39,6 +39,7 @@ def weighted_interval(
     events: Sequence[bool],
     largest: float,
     confidence: float = 0.95,
+    planned: int | None = None,
 ) -> tuple[float, float]:
     """Return a two-sided interval of the rate under another measure, in per cent.
 
@@ -50,6 +51,8 @@ def weighted_interval(
         The largest weight of any site, hit or not.
     confidence:
         Coverage, between 0 and 1.
+    planned:
+        As in :func:`ft2.verdict.mean_interval`.
 
     Raises
     ------
@@ -59,6 +62,10 @@ def weighted_interval(
     hit = [weight for weight, event in zip(weights, events, strict=True) if event]
     others = len(weights) - len(hit)
     low, high = mean_interval(
-        [0.0, *hit], [others, *[1] * len(hit)], largest=largest, confidence=confidence
+        [0.0, *hit],
+        [others, *[1] * len(hit)],
+        largest=largest,
+        confidence=confidence,
+        planned=planned,
     )
     return min(100.0, 100 * low), min(100.0, 100 * high)

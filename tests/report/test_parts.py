@@ -7,11 +7,28 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ft2.report import as_document, breakdown, layer_kind, notes, rates_by_measure
-from ft2.verdict import Budget, Counts, always_valid_interval, decide_early, interval
+from ft2.report import (
+    CampaignResult,
+    as_document,
+    breakdown,
+    layer_kind,
+    notes,
+    rates_by_measure,
+)
+from ft2.verdict import (
+    Allocation,
+    Budget,
+    Counts,
+    Stratum,
+    always_valid_interval,
+    decide_early,
+    interval,
+    interval_for_new_prompts,
+    weighted_interval,
+)
 from tests.report.test_report import result, trial
 
 LAYERS = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "transformer.h.0.attn.c_attn"]
@@ -44,7 +61,7 @@ def test_the_parts_of_each_breakdown_add_up_to_the_trials_with_an_outcome(
 ) -> None:
     trials = records(drawn)
     known = [each["outcome"] for each in trials if each["outcome"]]
-    for parts in breakdown(trials, interval).values():
+    for parts in breakdown(trials).values():
         assert sum(part["trials"] for part in parts.values()) == len(known)
         for outcome in ("masked", "sdc", "due"):
             assert sum(part[outcome] for part in parts.values()) == known.count(outcome)
@@ -54,7 +71,7 @@ def test_the_parts_of_each_breakdown_add_up_to_the_trials_with_an_outcome(
 
 def test_a_fault_counts_under_its_phase_its_kind_of_layer_and_its_highest_bit() -> None:
     trials = records([("sdc", LAYERS[0], 0, "3:14"), ("masked", LAYERS[1], 2, "0")])
-    found = breakdown(trials, interval)
+    found = breakdown(trials)
     assert found["phase"]["first"]["sdc"] == 1
     assert found["phase"]["later"]["sdc"] == 0
     assert found["layer_kind"]["mlp.up_proj"]["trials"] == 2
@@ -63,7 +80,7 @@ def test_a_fault_counts_under_its_phase_its_kind_of_layer_and_its_highest_bit() 
 
 
 def test_a_trial_that_died_with_its_fault_is_in_no_part() -> None:
-    found = breakdown([trial(0, "due", fault=None)], interval)
+    found = breakdown([trial(0, "due", fault=None)])
     assert found == {"phase": {}, "layer_kind": {}, "bit": {}}
 
 
@@ -131,7 +148,107 @@ def test_after_an_early_stop_every_interval_holds_at_every_look() -> None:
     exact = [*always_valid_interval(0, 40)]
     assert campaign["interval"] == campaign["breakdown"]["bit"]["0"]["interval"] == exact
     assert campaign["interval_for_new_prompts"] is None
-    assert campaign["measures"]["macs"] == {"rate": 0.0, "interval": None}
+    low, high = weighted_interval([1.0] * 40, [False] * 40, 1.0, planned=400)
+    assert campaign["measures"]["macs"] == {"rate": 0.0, "interval": [low, high]}
+    # What may be looked at again and again proves less than a number that was fixed.
+    assert high > weighted_interval([1.0] * 40, [False] * 40, 1.0)[1]
+
+
+TOP, OTHERS = "top-exponent-bit", "other-bits"
+FIRST, UNIFORM, HOT = 40, 30, 30
+PLANNED = FIRST + UNIFORM + HOT
+
+
+def stratified(
+    ends: list[tuple[bool, bool, int]], bits: tuple[str, str] = ("14", "3"), prompts: int = 2
+) -> CampaignResult:
+    """Return a campaign over strata: whether a trial is hot, an SDC, and its step."""
+    numbers = [*range(FIRST + UNIFORM), *range(PLANNED, PLANNED + HOT)]
+    trials = []
+    for number, (drawn_hot, wrong, step) in zip(numbers, ends, strict=True):
+        hot = drawn_hot or number >= PLANNED
+        trials.append(
+            trial(
+                number,
+                "sdc" if wrong else "masked",
+                params=f"p{number % prompts}",
+                stratum=TOP if hot else OTHERS,
+                fault=fault(LAYERS[0], step, bits[0] if hot else bits[1]),
+                weights={"macs": 1.0 if step else 3.0},
+            )
+        )
+    seen = {name: [one for one in trials if one["stratum"] == name] for name in (TOP, OTHERS)}
+    return result(
+        trials,
+        allocation=Allocation(FIRST, UNIFORM, HOT),
+        strata=[
+            Stratum(name, weight, len(seen[name]), _sdcs(seen[name]), 0)
+            for name, weight in ((TOP, 0.2), (OTHERS, 0.8))
+        ],
+        largest_weights={"macs": 3.0},
+    )
+
+
+def _sdcs(trials: list[dict[str, Any]]) -> int:
+    return sum(each["outcome"] == "sdc" for each in trials)
+
+
+ENDS = st.lists(
+    st.tuples(st.booleans(), st.booleans(), st.integers(0, 2)),
+    min_size=FIRST + UNIFORM + HOT,
+    max_size=FIRST + UNIFORM + HOT,
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(ENDS)
+def test_over_strata_each_part_and_measure_has_an_interval_that_holds_its_rate(
+    ends: list[tuple[bool, bool, int]],
+) -> None:
+    campaign = as_document([stratified(ends)], {})["campaigns"][0]
+    parts = [each for found in campaign["breakdown"].values() for each in found.values()]
+    for each in (*parts, campaign["measures"]["macs"]):
+        low, high = each["interval"]
+        assert 0 <= low <= each["rate"] <= high <= 100
+
+
+def test_over_strata_the_trials_that_decided_where_to_draw_prove_nothing_of_a_part() -> None:
+    # All SDCs are among the first trials: the interval is that of the others.
+    ends = [(number % 5 == 0, number % 5 == 0 and number < FIRST, 1) for number in range(PLANNED)]
+    later_hot = HOT + UNIFORM // 5
+    found = as_document([stratified(ends)], {})["campaigns"][0]["breakdown"]
+    hot, cold = found["bit"]["14"], found["bit"]["3"]
+    assert (hot["sdc"], cold["sdc"]) == (8, 0)
+    assert hot["interval"] == [0.0, max(hot["rate"], interval(0, later_hot)[1])]
+    assert cold["interval"] == [*interval(0, UNIFORM - UNIFORM // 5)]
+    # Each stratum's interval may go wrong in half of the cases, and counts by its share.
+    bounds = [interval(0, some, 0.975)[1] for some in (later_hot, UNIFORM - UNIFORM // 5)]
+    whole = found["phase"]["later"]["interval"]
+    assert whole == pytest.approx([0.0, 0.2 * bounds[0] + 0.8 * bounds[1]])
+
+
+def test_a_highest_bit_that_faults_of_both_strata_can_have_is_told_by_uniform_trials() -> None:
+    ends = [(number % 2 == 0, number >= FIRST + UNIFORM, 1) for number in range(PLANNED)]
+    several = stratified(ends, ("14:15", "3:15"))
+    part = as_document([several], {})["campaigns"][0]["breakdown"]["bit"]["15"]
+    assert part["trials"] == PLANNED
+    assert part["interval"] == [0.0, max(part["rate"], interval(0, UNIFORM)[1])]
+
+
+def test_a_part_without_later_trials_in_a_stratum_may_be_anything_there() -> None:
+    ends = [(False, False, 0 if number < FIRST + UNIFORM else 1) for number in range(PLANNED)]
+    part = as_document([stratified(ends)], {})["campaigns"][0]["breakdown"]["phase"]["first"]
+    assert part["interval"][1] >= 20
+
+
+def test_over_strata_new_prompts_have_an_interval_by_the_later_trials_of_each() -> None:
+    ends = [(number % 4 < 2, number < FIRST, 1) for number in range(PLANNED)]
+    assert stratified(ends).interval_for_new_prompts == interval_for_new_prompts([(0, 1)] * 2)
+    wrong = [(number % 4 < 2, number % 2 == 0, 1) for number in range(PLANNED)]
+    found = stratified(wrong).interval_for_new_prompts
+    assert found == pytest.approx(interval_for_new_prompts([(1, 1), (0, 1)]))
+    # A prompt without a trial in one of the strata has no rate.
+    assert stratified([(True, False, 1)] * PLANNED).interval_for_new_prompts is None
 
 
 def test_counting_and_reporting_need_no_torch() -> None:

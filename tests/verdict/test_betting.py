@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
@@ -69,6 +70,25 @@ def test_the_mean_of_yes_and_no_is_covered_as_promised_for_every_number_of_them(
         if not low <= rate * size <= high:
             missed += math.comb(trials, events) * rate**events * (1 - rate) ** (trials - events)
     assert missed <= 0.1 + 1e-9
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.05, 0.95), st.integers(2, 8))
+def test_with_the_planned_number_told_the_mean_is_covered_at_all_looks_at_once(
+    rate: float, planned: int
+) -> None:
+    @cache
+    def holds(events: int, seen: int) -> bool:
+        low, high = mean_interval(
+            [0.0, 1.0], [seen - events, events], confidence=0.8, planned=planned
+        )
+        return low <= rate <= high
+
+    missed = 0.0
+    for outcome in itertools.product((0, 1), repeat=planned):
+        if not all(holds(sum(outcome[:seen]), seen) for seen in range(1, planned + 1)):
+            missed += math.prod(rate if one else 1 - rate for one in outcome)
+    assert missed <= 0.2 + 1e-9
 
 
 @settings(max_examples=40, deadline=None)

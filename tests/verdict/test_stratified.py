@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+from functools import partial
 
-from ft2.verdict import Allocation, Budget, Stratum, Verdict, decide_stratified
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from ft2.verdict import (
+    Allocation,
+    Budget,
+    Stratum,
+    Verdict,
+    decide_stratified,
+    interval,
+    interval_over_strata,
+)
 
 Seen = tuple[int, int, int]
 
@@ -75,3 +88,30 @@ def test_trials_that_are_missing_leave_no_rate(top: Seen, others: Seen, sentence
 def test_a_problem_makes_it_incomplete() -> None:
     found = verdict((300, 0, 0), (600, 0, 0), Budget(100), problems=("It broke.",))
     assert (found.name, found.reason) == ("incomplete", "It broke.")
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.floats(0.05, 0.95), st.floats(0, 1), st.floats(0, 1), st.integers(1, 6), st.integers(1, 6)
+)
+def test_an_interval_over_strata_misses_the_mean_no_oftener_than_its_confidence_allows(
+    weight: float, hot_rate: float, cold_rate: float, hot: int, cold: int
+) -> None:
+    true = 100 * (weight * hot_rate + (1 - weight) * cold_rate)
+    missed = 0.0
+    for seen in range(hot + 1):
+        for rest in range(cold + 1):
+            low, high = interval_over_strata(
+                [
+                    (weight, partial(interval, seen, hot)),
+                    (1 - weight, partial(interval, rest, cold)),
+                ],
+                confidence=0.8,
+            )
+            if not low - 1e-9 <= true <= high + 1e-9:
+                missed += binom.pmf(seen, hot, hot_rate) * binom.pmf(rest, cold, cold_rate)
+    assert missed <= 0.2 + 1e-9
+
+
+def test_an_interval_over_one_stratum_is_its_own() -> None:
+    assert interval_over_strata([(1.0, partial(interval, 3, 50))]) == interval(3, 50)
