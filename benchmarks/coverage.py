@@ -18,8 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ from ft2.verdict import (
     decide,
     interval,
     interval_for_new_prompts,
+    interval_over_strata,
     least_trials,
     sequential_campaigns,
     stratified_campaigns,
@@ -131,35 +133,114 @@ def fixed_plans(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
             )
 
 
+def fixed_plan(rate: float, budget: float, decided: float, most: int) -> int | None:
+    """Return the fewest trials, fixed, that decide rightly as often; None: not up to `most`.
+
+    Rightly is to pass where the rate is below the budget, and to fail where it is above; both are
+    in per cent.
+    """
+    trials, allowed, risk = np.arange(1, most + 1), budget / 100, 1 - NOMINAL
+    if rate < budget:
+        last = binom.ppf(risk, trials, allowed)
+        last -= binom.cdf(last, trials, allowed) > risk
+        power = binom.cdf(last, trials, rate / 100)
+    else:
+        first = binom.isf(risk, trials, allowed) + 1
+        first += binom.sf(first - 1, trials, allowed) > risk
+        power = binom.sf(first - 1, trials, rate / 100)
+    # Simulation cannot tell what is surer.
+    enough = power >= min(decided, 0.999)
+    return int(trials[enough.argmax()]) if enough.any() else None
+
+
+def early_cell(
+    case: str,
+    budget: float,
+    rate: float,
+    planned: int,
+    ended: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]],
+) -> Cell:
+    """Tell of campaigns by the trials they ran, the events among them, and their decisions."""
+    trials, events, decision = ended
+    held = [
+        low <= rate <= high
+        for low, high in (
+            always_valid(int(n), int(of)) for n, of in zip(events, trials, strict=True)
+        )
+    ]
+    passed, failed = float(np.mean(decision > 0)), float(np.mean(decision < 0))
+    right = passed if rate < budget else failed
+    plan = None if rate == budget else fixed_plan(rate, budget, right, planned)
+    used = float(trials.mean())
+    return Cell(
+        "stopping early",
+        case,
+        rate,
+        planned,
+        len(trials),
+        float(np.mean(held)),
+        passed if rate >= budget else None,
+        failed if rate <= budget else None,
+        used,
+        None if plan is None else plan / used,
+        f"passes {100 * passed:.1f} %, fails {100 * failed:.1f} %; 90 % stop by "
+        f"{int(np.quantile(trials, 0.9))}; fixed plan as sure: {plan or 'none'}",
+    )
+
+
 def early_stops(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
-    """Stopping early, looked at after every trial."""
+    """Stopping early, looked at after every trial; after every round of the prompts."""
     for budget in (0.5, 5.0):
         for planned in (598, 2000, 20_000):
             for rate in (0.0, 0.05, 0.25, 0.5, 1.0, 5.0, 9.0):
                 rule = SequentialRule(planned, Budget(budget, 100, NOMINAL), NOMINAL)
                 rates = np.full(campaigns, rate / 100)
-                trials, events, decision = sequential_campaigns(rule, rates, random)
-                held = [
-                    low <= rate <= high
-                    for low, high in (
-                        always_valid(int(n), int(of)) for n, of in zip(events, trials, strict=True)
-                    )
-                ]
-                passed, failed = float(np.mean(decision > 0)), float(np.mean(decision < 0))
-                yield Cell(
-                    "stopping early",
-                    f"budget {budget:g} %",
-                    rate,
-                    planned,
-                    campaigns,
-                    float(np.mean(held)),
-                    passed if rate >= budget else None,
-                    failed if rate <= budget else None,
-                    float(trials.mean()),
-                    planned / float(trials.mean()),
-                    f"passes {100 * passed:.1f} %, fails {100 * failed:.1f} %; 90 % stop by "
-                    f"{int(np.quantile(trials, 0.9))}",
-                )
+                ended = sequential_campaigns(rule, rates, random)
+                yield early_cell(f"budget {budget:g} %", budget, rate, planned, ended)
+    for budget in (0.5, 5.0):
+        for planned in (600, 2000, 20_000):
+            for rate in (0.05, 0.5, 1.0, 5.0):
+                rule = SequentialRule(planned, Budget(budget, 100, NOMINAL), NOMINAL)
+                ended = clustered_campaigns(rule, 8, rate / 100, campaigns, random)
+                case = f"budget {budget:g} %, all SDCs on one of 8 prompts"
+                yield early_cell(case, budget, rate, planned, ended)
+
+
+def clustered_campaigns(
+    rule: SequentialRule,
+    prompts: int,
+    rate: float,
+    campaigns: int,
+    random: np.random.Generator,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
+    """Run campaigns that may stop early, all of whose events are on one of the prompts.
+
+    Trials are dealt to the prompts in turn, and looked at when each has had as many; the arguments
+    and what is returned are else those of :func:`ft2.verdict.sequential_campaigns`.
+    """
+    rounds = rule.planned // prompts
+    assert rounds * prompts == rule.planned
+    seen = prompts * np.arange(1, rounds + 1)
+    # Of 0, 1, … events: from how many trials on they pass, and up to how many they fail.
+    passes = np.append(rule.pass_times, np.full(rounds + 1, rule.planned + 1))
+    fails = np.append(rule.fail_times, np.full(rounds + 1, rule.planned))
+    fails[0] = 0
+    ended = []
+    for start in range(0, campaigns, 500):
+        some = min(500, campaigns - start)
+        events = (random.random((some, rounds)) < prompts * rate).cumsum(axis=1)
+        is_pass, is_fail = seen >= passes[events], seen <= fails[events]
+        is_pass[:, -1] |= events[:, -1] <= rule.last_pass
+        is_fail[:, -1] = is_fail[:, -1] & (seen[-1] < rule.planned) | (
+            events[:, -1] >= rule.last_fail
+        )
+        stops = is_pass | is_fail
+        stop = np.where(stops.any(axis=1), stops.argmax(axis=1), rounds - 1)
+        at = np.arange(some), stop
+        decision = np.where(is_fail[at], -1, is_pass[at].astype(int))
+        ended.append((seen[stop], events[at], decision))
+    trials, counts, decisions = (np.concatenate(each) for each in zip(*ended, strict=True))
+    return trials, counts, decisions.astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -204,15 +285,8 @@ def mean_width(rate: float, trials: int, known: int = 0, events: int = 0) -> flo
     chances = binom.pmf(later, trials - known, rate)
     likely = chances > 1e-12
     seen, chances = events + later[likely], chances[likely]
-    tail = (1 - NOMINAL) / 2
-    low = np.where(seen > 0, bdtri_low(seen, trials, tail), 0.0)
-    high = np.where(seen < trials, bdtri(np.minimum(seen, trials - 1), trials, tail), 1.0)
+    low, high = exact(seen, np.full_like(seen, trials), NOMINAL)
     return 100 * float((chances * (high - low)).sum() / chances.sum())
-
-
-def bdtri_low(events: NDArray[np.int64], trials: int, tail: float) -> NDArray[np.float64]:
-    """Return Clopper and Pearson's lower bounds of rates."""
-    return np.asarray(bdtri(np.maximum(events, 1) - 1, trials, 1 - tail))
 
 
 def stratified_cell(
@@ -316,6 +390,105 @@ def measured_strata(path: Path, campaigns: int, random: np.random.Generator) -> 
             yield stratified_cell(name, truth, planned, campaigns, random)
 
 
+def parts(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """Parts of the space under ``--ft2-sampling=stratified``: a phase, the top bit, other bits."""
+    weight, phase = 1 / 16, 0.12
+    for held in (1.0, 0.5, 0.35):
+        for rate in (0.0015, 0.007, 0.03):
+            for planned in (1000, 16_000):
+                truth = Truth.of(rate, held, weight)
+                rates = np.array([truth.hot[0], truth.cold[0]])
+                strata = (weight, 1 - weight)
+                seen = parted_campaigns(planned, weight, phase, rates, campaigns, random)
+                allots, trials, events = seen
+                found = {
+                    "top bit": exact(events[:, 0].sum(axis=1), trials[:, 0].sum(axis=1), NOMINAL),
+                    "other bits": exact(
+                        events[:, 1].sum(axis=1), trials[:, 1].sum(axis=1), NOMINAL
+                    ),
+                }
+                uniform = exact(events[..., 0].sum(axis=1), trials[..., 0].sum(axis=1), NOMINAL)
+                parted: list[tuple[float, Any]] = [
+                    (share, partial(exact, events[:, at, 0], trials[:, at, 0]))
+                    for at, share in enumerate(strata)
+                ]
+                weighed = interval_over_strata(parted)
+                found["a phase"] = (
+                    np.where(allots, weighed[0], uniform[0]),
+                    np.where(allots, weighed[1], uniform[1]),
+                )
+                truths = dict(zip(found, (*rates, rate), strict=True))
+                for name, (low, high) in found.items():
+                    yield Cell(
+                        "parts",
+                        f"{name}, {100 * held:.3g} % of SDCs in 1/16",
+                        100 * truths[name],
+                        planned,
+                        campaigns,
+                        float(np.mean((low <= truths[name]) & (truths[name] <= high))),
+                        beside=f"allots in {100 * allots.mean():.1f} %",
+                    )
+
+
+def exact(
+    events: NDArray[np.int64], trials: NDArray[np.int64], confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return Clopper and Pearson's intervals of shares; of no trial, that from 0 to 1."""
+    tail = (1 - confidence) / 2
+    some = np.maximum(trials, 1)
+    low = np.where(events > 0, bdtri(np.maximum(events, 1) - 1, some, 1 - tail), 0.0)
+    high = np.where(events < trials, bdtri(np.minimum(events, some - 1), some, tail), 1.0)
+    return low, high
+
+
+def parted_campaigns(
+    planned: int,
+    weight: float,
+    phase: float,
+    rates: NDArray[np.float64],
+    campaigns: int,
+    random: np.random.Generator,
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+    """Run campaigns over strata whose trials are in a phase, or not, in a given share.
+
+    Returns
+    -------
+    (array, array, array)
+        Of each campaign whether it allotted its trials, and the trials and events that make the
+        intervals of its parts, by stratum (the hot one first) and by phase (in it first): all
+        where it stayed uniform, and those behind the first ones where it did not.
+    """
+    rule = AllocationRule(planned)
+    shares = np.outer((weight, 1 - weight), (phase, 1 - phase))
+    chances = np.repeat(rates, 2).reshape(2, 2)
+
+    def drawn(trials: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        found = random.multinomial(trials, shares.ravel(), campaigns).reshape(-1, 2, 2)
+        return found, random.binomial(found, chances)
+
+    undecided, dealt = np.ones(campaigns, dtype=bool), 0
+    trials, events = np.zeros((2, campaigns, 2, 2), dtype=np.int64)
+    first, more = np.zeros((2, campaigns), dtype=np.int64)
+    for look in rule.looks:
+        new, wrong = drawn(look - dealt)
+        trials, events, dealt = trials + new, events + wrong, look
+        (hot, cold), (hot_events, cold_events) = trials.sum(axis=2).T, events.sum(axis=2).T
+        kept = rule.kept(weight, hot, hot_events, cold, cold_events)
+        decides = undecided & (kept < 1)
+        first[decides] = look
+        more[decides] = np.floor(np.round((1 - kept) * (planned - look), 6))[decides]
+        undecided &= ~decides
+    new, wrong = drawn(planned - dealt)
+    trials, events = trials + new, events + wrong
+    later, later_events = drawn(planned - first - more)
+    in_phase = random.binomial(more, phase)
+    hot = np.stack([in_phase, more - in_phase], axis=1)
+    later[:, 0] += hot
+    later_events[:, 0] += random.binomial(hot, chances[0])
+    stays = undecided[:, None, None]
+    return ~undecided, np.where(stays, trials, later), np.where(stays, events, later_events)
+
+
 def bootstrap(rates: NDArray[np.float64], random: np.random.Generator) -> tuple[float, float]:
     """Return the percentile bootstrap's interval of a mean, in per cent."""
     means = random.choice(rates, (400, len(rates))).mean(axis=1)
@@ -415,6 +588,7 @@ PARTS: dict[str, Callable[[int, np.random.Generator], Iterator[Cell]]] = {
     "fixed": fixed_plans,
     "early": early_stops,
     "strata": strata,
+    "parts": parts,
     "prompts": prompts,
     "weighted": weighted,
     "pairs": pairs,
