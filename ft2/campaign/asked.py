@@ -34,6 +34,7 @@ from ft2.forward.left_behind import LeftBehind
 __all__ = ["Asked", "Watch"]
 
 _UNDERSTOOD = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
+_UNCHANGING = frozenset([bool, int, float, str, type(None)])
 _OF_THE_CALL = frozenset(
     ["attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"]
 )
@@ -77,7 +78,7 @@ class Asked:
             and self._rows == other._rows
             and self._surroundings == other._surroundings
             and self.input_ids.device == other.input_ids.device
-            and torch.equal(self.input_ids, other.input_ids)
+            and self.input_ids.dtype == other.input_ids.dtype
         )
 
     @property
@@ -94,7 +95,7 @@ class Asked:
     def is_current(self) -> bool:
         """Whether the model and its weights are still those that were asked."""
         model = self.model()
-        return model is not None and self._surroundings[-1] == _weights(model)
+        return model is not None and self._surroundings[-1] == _weights(_modules(model))
 
 
 class Watch:
@@ -167,23 +168,61 @@ _WATCHED: weakref.WeakKeyDictionary[nn.Module, _Watched] = weakref.WeakKeyDictio
 
 
 def _asked(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Asked:
-    config = given["generation_config"]
+    config: Any = given["generation_config"]
     mask, positions = given.get("attention_mask"), given.get("position_ids")
     pad = getattr(config, "_pad_token_tensor", None)
-    alone = next(_reasons(model, input_ids, given), None)
+    modules = _modules(model)
+    # Most prompts are short: lists of them are compared faster than tensors.
+    tokens, seen, places = input_ids.tolist(), _listed(mask), _listed(positions)
+    paddings = _paddings(input_ids, mask, seen)
+    alone = next(_reasons(modules, input_ids, paddings, places, given), None)
     return Asked(
         model=weakref.ref(model),
         input_ids=input_ids.clone(),
-        prompts=() if alone else tuple(_prompts(input_ids, mask, given)),
+        prompts=() if alone or paddings is None else tuple(_prompts(tokens, paddings, given)),
         pad=0 if pad is None else int(pad),
         alone=alone,
-        _surroundings=(_settings(config), _modes(model), _classes(model), _weights(model)),
-        _rows=(_listed(mask), _listed(positions)),
+        _surroundings=(_settings(config), _modes(model), _forwards(modules), _weights(modules)),
+        _rows=(tokens, seen, places),
         cache=cache_in(given) if config.return_dict_in_generate and not alone else None,
     )
 
 
-def _reasons(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Iterator[str]:
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """Return all modules, each once, without their names: that takes a tenth of the time."""
+    found = [model]
+    known = set(found)
+    for module in found:
+        for child in module._modules.values():
+            if child is not None and child not in known:
+                known.add(child)
+                found.append(child)
+    return found
+
+
+def _paddings(input_ids: Tensor, mask: Tensor | None, seen: Any) -> list[int] | None:
+    """Return how many tokens of padding stand before each row; None if some stand elsewhere."""
+    if mask is None:
+        return [0] * len(input_ids)
+    if mask.shape != input_ids.shape:
+        return None
+    paddings = []
+    for row in seen:
+        padding = row.index(1) if 1 in row else len(row)
+        real = len(row) - padding
+        if not real or row != [0] * padding + [1] * real:
+            return None
+        paddings.append(padding)
+    return paddings
+
+
+def _reasons(
+    modules: list[nn.Module],
+    input_ids: Tensor,
+    paddings: list[int] | None,
+    places: Any,
+    given: dict[str, Any],
+) -> Iterator[str]:
     """Yield why the call cannot be computed in a batch with others."""
     config = given["generation_config"]
     if config.do_sample:
@@ -213,20 +252,16 @@ def _reasons(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Iter
     extra = [name for name, value in given.items() if name not in _KNOWN and value is not None]
     if any(given[name] is not False for name in extra):
         yield f"it passes {extra[0]}"
-    yield from _reasons_in_model(model)
+    yield from _reasons_in_model(modules)
     if torch.is_autocast_enabled(input_ids.device.type):
         yield "it runs under autocast"
     if _get_current_function_mode_stack() or _get_current_dispatch_mode_stack():
         yield "torch functions are overridden"
-    mask, positions = given.get("attention_mask"), given.get("position_ids")
-    real = torch.ones_like(input_ids) if mask is None else mask
-    if real.shape != input_ids.shape or not bool((real.diff(dim=1) >= 0).all() & real[:, -1].all()):
+    if paddings is None:
         yield "its padding is not on the left"
-    elif config.return_dict_in_generate and not bool(real.all()):
+    elif config.return_dict_in_generate and any(paddings):
         yield "it asks for more than the token ids of a padded prompt (return_dict_in_generate)"
-    elif positions is not None and not torch.equal(
-        positions.expand(input_ids.shape)[real.bool()], (real.cumsum(1) - 1)[real.bool()]
-    ):
+    elif places is not None and not _count_up(places, paddings, input_ids.shape[1]):
         yield "it passes position_ids"
 
 
@@ -244,20 +279,36 @@ def _is_users(cache: Any) -> bool:
     return bool(getattr(cache, "_is_user_defined", False))
 
 
-def _reasons_in_model(model: nn.Module) -> Iterator[str]:
+def _count_up(places: list[Any], paddings: list[int], width: int) -> bool:
+    """Whether positions, given for all rows or for each, count the tokens that are not padding."""
+    if len(places) == 1:
+        places = places * len(paddings)
+    return len(places) == len(paddings) and all(
+        isinstance(row, list) and row[padding:] == list(range(width - padding))
+        for row, padding in zip(places, paddings, strict=True)
+    )
+
+
+def _reasons_in_model(modules: list[nn.Module]) -> Iterator[str]:
     if _module._has_any_global_hook():
         yield "hooks are registered for all modules"
-    device = next(model.parameters()).device
-    for name, each in model.named_modules():
+    for each in modules:
         own = each.__dict__
         if each.training:
             yield "the model is in training mode"
-        if own["_forward_pre_hooks"] or not all(map(_only_listens, own["_forward_hooks"].values())):
-            yield f"a hook is registered on {name or 'the model'}"
+        hooks = own["_forward_hooks"]
+        if own["_forward_pre_hooks"] or (hooks and not all(map(_only_listens, hooks.values()))):
+            yield f"a hook is registered on {_name(modules, each)}"
         if "forward" in own or own.get("_compiled_call_impl"):
-            yield f"the forward of {name or 'the model'} is exchanged"
-    if any(each.device != device for each in model.parameters()):
+            yield f"the forward of {_name(modules, each)} is exchanged"
+    parameters = (each for module in modules for each in module._parameters.values())
+    if len({each.device for each in parameters if each is not None}) > 1:
         yield "the model is on several devices"
+
+
+def _name(modules: list[nn.Module], module: nn.Module) -> str:
+    model = modules[0]
+    return next(name for name, each in model.named_modules() if each is module) or "the model"
 
 
 def _only_listens(hook: Any) -> bool:
@@ -265,8 +316,10 @@ def _only_listens(hook: Any) -> bool:
     return getattr(hook, "__module__", None) == output_capturing.__name__
 
 
-def _prompts(input_ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> Iterator[Prompt]:
-    width = input_ids.shape[1]
+def _prompts(
+    tokens: list[list[int]], paddings: list[int], given: dict[str, Any]
+) -> Iterator[Prompt]:
+    width = len(tokens[0])
     most, ends = None, ()
     for criterion in given["stopping_criteria"]:
         if isinstance(criterion, MaxLengthCriteria):
@@ -279,16 +332,18 @@ def _prompts(input_ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> I
             least = max(least, processor.min_length - width)
         else:
             least = max(least, processor.min_new_tokens)
-    real = [None] * len(input_ids) if mask is None else mask.tolist()
     returns = asked_for(given["generation_config"])
-    for tokens, seen in zip(input_ids.tolist(), real, strict=True):
-        kept = tokens if seen is None else tokens[seen.index(1) :]
-        yield Prompt(tuple(kept), int(most or 0), least, ends, returns)
+    for row, padding in zip(tokens, paddings, strict=True):
+        yield Prompt(tuple(row[padding:]), int(most or 0), least, ends, returns)
 
 
 def _settings(config: Any) -> dict[str, Any]:
     """What ``generate`` was told; lists that it was given are the caller's, and are copied."""
-    return {name: _comparable(value) for name, value in vars(config).items() if name[:1] != "_"}
+    return {
+        name: value if type(value) in _UNCHANGING else _comparable(value)
+        for name, value in vars(config).items()
+        if name[:1] != "_"
+    }
 
 
 def _comparable(value: Any) -> Any:
@@ -317,20 +372,22 @@ def _modes(model: nn.Module) -> tuple[Any, ...]:
     )
 
 
-def _classes(model: nn.Module) -> frozenset[int]:
-    """The forwards of all kinds of modules: a patched one is another function."""
-    kinds = {getattr(type(each), "forward", None) for each in model.modules()}
-    return frozenset(map(id, kinds))
+def _forwards(modules: list[nn.Module]) -> list[int]:
+    """The forwards of all modules' classes: a patched one is another function."""
+    forwards = {kind: id(getattr(kind, "forward", None)) for kind in set(map(type, modules))}
+    return [forwards[type(each)] for each in modules]
 
 
-def _weights(model: nn.Module) -> tuple[Any, ...]:
+def _weights(modules: list[nn.Module]) -> tuple[Any, ...]:
     """Identity and version of all parameters and buffers."""
     found = []
-    for tensors in (model.parameters(), model.buffers()):
-        for each in tensors:
-            # Tensors made in inference mode count no versions; nothing may change them elsewhere.
-            version = -1 if each.is_inference() else each._version
-            found.append((id(each), each.data_ptr(), version))
+    for module in modules:
+        for tensors in (module._parameters, module._buffers):
+            for each in tensors.values():
+                if each is not None:
+                    # Those made in inference mode count none; nothing may change them elsewhere.
+                    version = -1 if each.is_inference() else each._version
+                    found.append((id(each), each.data_ptr(), version))
     return tuple(found)
 
 
