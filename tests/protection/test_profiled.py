@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 import ft2
 from ft2 import Profile
 from ft2.layers import activations, projections
+from tests.layers.small import Model
 from tests.protection.watch import generate, prompts, watching
 from tests.tiny_models import ARCHITECTURES, tiny_model
 from tests.zoo.configs import small_model
@@ -278,7 +279,6 @@ def test_ranger_restricts_the_activations_of_experts_of_one_request_at_a_time() 
         ("maximals", "deepseek_v4", r"no last projection of an MLP was found in this Deepseek"),
         ("maximals", "qwen4_exp", r"cannot tell whether .*experts.down_proj is the last"),
         ("global-clipper", "mamba", r"no values and outputs of attention were found in this Mamba"),
-        ("global-clipper", "inkling2_text", r"where .* is both"),
     ],
 )
 def test_what_a_policy_cannot_protect_in_a_model_is_refused(
@@ -289,6 +289,15 @@ def test_what_a_policy_cannot_protect_in_a_model_is_refused(
     with pytest.raises(ft2.UnsupportedModelError, match=sentence):
         ft2.profile(model, [[5, 6, 7]], policy, progress=False)
     assert type(model) is kind
+
+
+def test_global_clipper_refuses_an_output_of_attention_that_is_attended_again() -> None:
+    def attend_twice(b: Any, x: torch.Tensor) -> torch.Tensor:
+        weights = torch.softmax(x @ x.mT, -1)
+        return torch.as_tensor(x + b.last(weights @ b.other(weights @ b.first(x))))
+
+    with pytest.raises(ft2.UnsupportedModelError, match=r"where blocks\.0\.other is both"):
+        ft2.profile(Model(attend_twice), [[5, 6, 7]], "global-clipper", progress=False)
 
 
 @pytest.mark.parametrize("policy", ["ranger", "maximals", "global-clipper"])

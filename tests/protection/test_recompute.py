@@ -187,7 +187,7 @@ def test_beams_and_streamers_see_nothing_of_it(capsys: pytest.CaptureFixture[str
 
     class Words:
         def decode(self, tokens: Any, **options: Any) -> str:
-            return " ".join(map(str, tokens)) + "\n"
+            return f"{torch.as_tensor(tokens).tolist()}\n"
 
     streamed = []
     for faults in ([], [_fault(model, 2)]):
