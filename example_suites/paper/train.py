@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks import TASKS, Question, questions
 from tasks.__main__ import exam_questions
-from tasks.vocabulary import build_tokenizer
+from tasks.vocabulary import build_tokenizer, save_tokenizer
 from training.architectures import MINIATURES
 from training.exam import share_answered
 from training.examples import encode, load, save, training_examples
@@ -159,7 +159,7 @@ def make(job: Job) -> dict[str, Any]:
     )
     folder = job.out / job.name
     model.half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, config.model_type)
     row: dict[str, Any] = {
         "model": job.name,
         "parameters": model.num_parameters(),

@@ -11,14 +11,16 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 import ft2
 from tasks import TASKS, Question, questions
-from tasks.vocabulary import build_tokenizer
+from tasks.vocabulary import build_tokenizer, save_tokenizer
 from training.architectures import MINIATURES
 from training.exam import share_answered
 from training.examples import IGNORE, Examples, encode, join, load, save, training_examples
@@ -34,7 +36,7 @@ def few() -> list[Question]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
+def tokenizer() -> PreTrainedTokenizerFast:
     drawn = itertools.chain.from_iterable(
         itertools.islice(questions(task, "train"), 2000) for task in TASKS.values()
     )
@@ -190,6 +192,20 @@ def test_a_saved_model_is_examined_as_it_is_loaded(
     asked = [*few, *wrong]
     share = share_answered(tmp_path, TASKS["squad"], asked, dtype, torch.device("cpu"))
     assert share == 0.5
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_a_saved_tokenizer_is_loaded_as_it_was(
+    name: str, tokenizer: PreTrainedTokenizerFast, few: list[Question], tmp_path: Path
+) -> None:
+    config = MINIATURES[name].config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=2)
+    config.save_pretrained(tmp_path)
+    save_tokenizer(tokenizer, tmp_path, config.model_type)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert loaded.padding_side == "left"
+    prompts = [question.prompt for question in few]
+    assert loaded(prompts)["input_ids"] == tokenizer(prompts)["input_ids"]
 
 
 @pytest.mark.parametrize("name", MINIATURES)
