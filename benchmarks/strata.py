@@ -1,0 +1,128 @@
+"""Which strata would pay? What an ideal allocation of the trials gains, by what strata are made of.
+
+Reads campaigns that were sampled uniformly, as ``--ft2-json`` writes them. For each way to part the
+space, one half of the trials teaches where SDCs are, and the other half tells what Neyman's
+allocation by that would make of the variance; then the other way round. The intervals of so many
+strata, which cost some of that, are left out: it is what no design can exceed.
+
+Run it from the project's root: ``python benchmarks/strata.py JSON …``. ``benchmarks/README.md``
+says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from ft2.faults import TOP_BIT, Fault, stratum_of
+from ft2.report import layer_kind
+
+Trial = dict[str, Any]
+
+# Halves are made of runs of trials, so that each holds all prompts alike.
+RUN = 32
+# Rates are shrunk towards the mean as if so many more trials had shown it, and of each stratum's
+# proportional share at least this part is kept: what is learned is not trusted blindly.
+SHRINKAGE, KEPT = 2.0, 0.3
+# Powers of two beyond which changes are not told apart.
+SMALLEST, LARGEST = -20, 20
+
+
+def size(trial: Trial) -> int:
+    """Return the power of two up to which a fault changed its value; not finite: the largest."""
+    change = abs(float(trial["after"]) - float(trial["before"]))
+    if not math.isfinite(change):
+        return LARGEST
+    return SMALLEST if change == 0 else min(max(math.frexp(change)[1], SMALLEST), LARGEST)
+
+
+def is_hot(trial: Trial) -> bool:
+    """Whether a fault flips the highest exponent bit."""
+    return stratum_of(Fault.parse(trial["fault"])) == TOP_BIT
+
+
+def bit(trial: Trial) -> int:
+    """Return the highest bit that a fault flips."""
+    return max(Fault.parse(trial["fault"]).bits)
+
+
+def kind(trial: Trial) -> str:
+    """Return the kind of layer that a fault struck."""
+    return layer_kind(Fault.parse(trial["fault"]).layer)
+
+
+def phase(trial: Trial) -> str:
+    """Return whether a fault struck in the first token or later."""
+    return "later" if Fault.parse(trial["fault"]).step else "first"
+
+
+STRATA: dict[str, Callable[[Trial], Hashable]] = {
+    "top exponent bit": is_hot,
+    "change ≥ 16": lambda trial: size(trial) > 4,
+    "each bit": bit,
+    "change, by powers of 2": size,
+    "top bit x kind": lambda trial: is_hot(trial) and kind(trial),
+    "top bit x phase": lambda trial: is_hot(trial) and phase(trial),
+    "top bit x change": lambda trial: is_hot(trial) and (0, size(trial)),
+    "bit x kind x phase": lambda trial: (bit(trial), kind(trial), phase(trial)),
+}
+
+
+def gain(trials: list[Trial], stratum: Callable[[Trial], Hashable]) -> float:
+    """Return how many times the variance uniform sampling has, halves taking turns."""
+    labelled = [(stratum(trial), trial["outcome"] == "sdc") for trial in trials]
+    shares = {name: n / len(trials) for name, n in Counter(name for name, _ in labelled).items()}
+    halves: list[list[tuple[Hashable, bool]]] = [[], []]
+    for number, each in enumerate(labelled):
+        halves[number // RUN % 2].append(each)
+    uniform = stratified = 0.0
+    for learnt, told in (halves, halves[::-1]):
+        mean = sum(wrong for _, wrong in learnt) / len(learnt)
+        seen, events = Counter(name for name, _ in learnt), Counter(n for n, e in learnt if e)
+        rates = {
+            name: (events[name] + SHRINKAGE * mean) / (seen[name] + SHRINKAGE) for name in shares
+        }
+        ideal = {name: share * math.sqrt(rates[name]) for name, share in shares.items()}
+        total = sum(ideal.values())
+        rate = sum(wrong for _, wrong in told) / len(told)
+        uniform += rate * (1 - rate)
+        found, wrong = Counter(name for name, _ in told), Counter(n for n, e in told if e)
+        for name, share in shares.items():
+            drawn = (1 - KEPT) * ideal[name] / total + KEPT * share
+            weight = share / drawn
+            stratified += weight * wrong[name] / len(told)
+            if found[name]:
+                stratified -= weight * share * (wrong[name] / found[name]) ** 2
+    return uniform / stratified
+
+
+def main() -> None:
+    """Print a row for each campaign."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("documents", nargs="+", type=Path, metavar="JSON")
+    rows = []
+    for path in parser.parse_args().documents:
+        for campaign in json.loads(path.read_text(encoding="utf-8"))["campaigns"]:
+            trials = [trial for trial in campaign["trials"] if trial["fault"] is not None]
+            wrong = [trial for trial in trials if trial["outcome"] == "sdc"]
+            rows.append(
+                (
+                    f"{campaign['nodeid'].rpartition('::')[2]}, {campaign['protection']}",
+                    f"{len(wrong)} of {len(trials)}",
+                    f"{100 * sum(map(is_hot, wrong)) / max(1, len(wrong)):.0f} %",
+                    *(f"{gain(trials, stratum):.1f}" for stratum in STRATA.values()),
+                )
+            )
+    headers = ("campaign", "SDCs", "in the top bit", *STRATA)
+    print(tabulate(rows, headers, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
