@@ -71,7 +71,8 @@ class SequentialRule:
     Before the last trial it decides by :func:`ft2.verdict.log_evidence_below` and its mirror. The
     probability of a wrong decision that these looks leave unspent, computed exactly for a rate that
     equals the budget, is spent at the last trial: a campaign that never stopped is decided there
-    about as a fixed one is, and one too small to stop at all exactly so.
+    a little more carefully than a fixed one is (20,000 trials pass 0.5 % with 77 events at most,
+    and not with 83), and one too small to stop at all exactly so.
 
     Trials that are dealt to several prompts in turn need not have the same rate: looked at when
     each prompt has had as many trials as any other, the promise holds for their mean rate, since
