@@ -45,8 +45,8 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-# Of these, AutoTokenizer takes the model's own class, whatever class the tokenizer was saved as, and
-# that class keeps no more of the file than its words: it cuts texts in its own way. Only if the
+# For these, AutoTokenizer takes the model's own class, whatever class the tokenizer was saved as,
+# and that class keeps no more of the file than its words: it cuts texts in its own way. Only if the
 # configuration names code for the tokenizer does AutoTokenizer take the class that was saved; the
 # code, which does not exist, is left aside, as running it would need consent.
 _OWN_CLASS = ("qwen2",)
