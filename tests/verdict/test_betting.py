@@ -6,6 +6,7 @@ import itertools
 import math
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,6 +116,23 @@ def test_fair_bets_are_expected_to_leave_one_unit(bets: int, rate: float) -> Non
         for wins in range(bets + 1)
     )
     assert mean == pytest.approx(1, rel=1e-6)
+
+
+@given(st.integers(1, 2000), st.floats(0.01, 0.99), st.data())
+def test_with_the_planned_number_told_one_more_fair_bet_is_expected_to_change_nothing(
+    planned: int, rate: float, data: st.DataObject
+) -> None:
+    wins = data.draw(st.integers(0, planned - 1))
+    losses = data.draw(st.integers(0, planned - 1 - wins))
+    gain = (1 - rate) / rate
+
+    def wealth(wins: int, losses: int) -> float:
+        return log_wealth([gain, -1.0], [wins, losses], most=gain, planned=planned)
+
+    after = np.logaddexp(
+        math.log(rate) + wealth(wins + 1, losses), math.log1p(-rate) + wealth(wins, losses + 1)
+    )
+    assert after == pytest.approx(wealth(wins, losses), abs=1e-6)
 
 
 @pytest.mark.parametrize("trials", [3, 16, 500, 20_000])
