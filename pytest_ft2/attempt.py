@@ -167,11 +167,8 @@ def _phase(
     model_fixture: str = "",
     **kwargs: Any,
 ) -> None:
-    hook = {
-        "setup": item.ihook.pytest_runtest_setup,
-        "call": item.ihook.pytest_runtest_call,
-        "teardown": item.ihook.pytest_runtest_teardown,
-    }[phase]
+    hooks = item.ihook
+    hook = getattr(hooks, f"pytest_runtest_{phase}")
 
     def call_hook() -> None:
         model = None if run is None else cached_model(item, model_fixture)
@@ -184,7 +181,7 @@ def _phase(
         when=phase,
         reraise=(pytest.exit.Exception, KeyboardInterrupt),
     )
-    report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+    report = hooks.pytest_runtest_makereport(item=item, call=call)
     if report.failed:
         if call.excinfo is None:
             result.failed[phase] = (None, _line(str(report.longrepr)))

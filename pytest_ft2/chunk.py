@@ -112,6 +112,7 @@ class _ChunkRun:
             self.campaign, chunk, chunk.config.stash[SETTINGS].model_fixture
         )
         self.errors: list[str] = []
+        self._faults: dict[int, Fault] = {}
         self._computed: dict[int, Batched | str] = {}
 
     def run(self) -> None:
@@ -158,9 +159,15 @@ class _ChunkRun:
         if self.plan.sampling == "uniform":
             return None
         try:
-            return stratum_of(sample_fault(self.plan, trial, self.goldens.of_set(number)))
+            return stratum_of(self._fault(trial, number))
         except ValueError:
             return None
+
+    def _fault(self, trial: int, number: int) -> Fault:
+        """Return the fault of a trial of a set; raises as :func:`sample_fault` does."""
+        if trial not in self._faults:
+            self._faults[trial] = sample_fault(self.plan, trial, self.goldens.of_set(number))
+        return self._faults[trial]
 
     def _announce(self, kind: str, **values: int | str | None) -> None:
         # Only another process can be there to hear of this one's end.
@@ -229,12 +236,11 @@ class _ChunkRun:
         asked: list[tuple[int, int, Fault]] = []
         goldens: dict[int, GoldenCalls] = {}
         for trial, number in trials:
-            golden = self.goldens.of_set(number)
             if number not in goldens and (calls := self.goldens.calls_of(number)) is not None:
                 goldens[number] = calls
             if number in goldens:
                 with suppress(ValueError):
-                    asked.append((trial, number, sample_fault(self.plan, trial, golden)))
+                    asked.append((trial, number, self._fault(trial, number)))
         state = self.goldens.state
         if state.ahead is None:
             sharers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -249,7 +255,7 @@ class _ChunkRun:
     def _run_trial(self, trial: int, number: int) -> None:
         golden = self.goldens.of_set(number)
         try:
-            fault = sample_fault(self.plan, trial, golden)
+            fault = self._fault(trial, number)
         except ValueError as error:
             self._report_problem(f"{self.plan.key}: {error}.")
             return

@@ -6,12 +6,16 @@ Their values are plain: xdist drops a whole test, silently, when a report holds 
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import pytest
 
 from pytest_ft2.plan import Payload
 
 __all__ = ["payloads", "send", "skip_reason"]
+
+_KEYWORDS = pytest.StashKey[dict[str, Literal[1]]]()
+_PLAIN = frozenset([str, int, float, bool, type(None)])
 
 
 def send(
@@ -47,7 +51,7 @@ def send(
     report = pytest.TestReport(
         nodeid=item.nodeid,
         location=item.location,
-        keywords=dict.fromkeys(item.keywords, 1),
+        keywords=dict(_keywords(item)),
         outcome=outcome,  # type: ignore[arg-type]
         longrepr=shown,
         when=when,  # type: ignore[arg-type]
@@ -58,6 +62,14 @@ def send(
         ft2=payload,
     )
     item.ihook.pytest_runtest_logreport(report=report)
+
+
+def _keywords(item: pytest.Item) -> dict[str, Literal[1]]:
+    """Return what the item's reports are found by, gathered once for a chunk's many reports."""
+    if _KEYWORDS not in item.stash:
+        gathered: dict[str, Literal[1]] = dict.fromkeys(item.keywords, 1)
+        item.stash[_KEYWORDS] = gathered
+    return item.stash[_KEYWORDS]
 
 
 def payloads(report: pytest.TestReport) -> list[Payload]:
@@ -73,6 +85,8 @@ def skip_reason(report: pytest.TestReport) -> str:
 
 def _check_plain(value: object) -> None:
     """Refuse what xdist cannot carry; a subclass of str, or a numpy number, is such a thing."""
+    if type(value) in _PLAIN:
+        return
     if isinstance(value, dict):
         for key, entry in value.items():
             _check_plain(key)
@@ -80,5 +94,5 @@ def _check_plain(value: object) -> None:
     elif isinstance(value, list | tuple):
         for entry in value:
             _check_plain(entry)
-    elif type(value) not in (str, int, float, bool, type(None)):
+    else:
         raise TypeError(f"a report cannot carry {value!r}, a {type(value).__name__}")

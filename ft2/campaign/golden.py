@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -99,36 +100,38 @@ class Golden:
             If the run has no such site.
         """
         step, execution = self.space.find(fault)
-        drawn = [other for other in self.space.steps if other.elements]
-        seconds = sum(
-            spent
-            for other, spent in zip(self.space.steps, self.seconds, strict=True)
-            if other.elements
-        )
-        spent = self.seconds[self.space.steps.index(step)]
-        by_elements = step.elements * len(drawn) / self.space.elements
-        by_macs = execution.macs * step.elements * len(drawn) / self.macs.projections
-        by_time = spent / seconds * len(drawn) if seconds else 1.0
-        return {"elements": by_elements, "macs": by_macs, "time": by_time}
+        drawn, seconds = self._drawn
+        elements = step.elements * len(drawn)
+        return {
+            "elements": elements / self.space.elements,
+            "macs": execution.macs * elements / self.macs.projections,
+            "time": drawn[step.call, step.step] / seconds * len(drawn) if seconds else 1.0,
+        }
 
     @property
     def largest_weights(self) -> dict[str, float]:
         """The largest of :attr:`weights` that any fault of this run has, under each measure."""
-        drawn = [
-            (step, spent)
-            for step, spent in zip(self.space.steps, self.seconds, strict=True)
-            if step.elements
-        ]
-        seconds = sum(spent for _, spent in drawn)
+        drawn, seconds = self._drawn
+        steps = [step for step in self.space.steps if step.elements]
         work = max(
             step.elements * max(each.macs for each in step.executions if each.elements)
-            for step, _ in drawn
+            for step in steps
         )
         return {
-            "elements": max(step.elements for step, _ in drawn) * len(drawn) / self.space.elements,
+            "elements": max(step.elements for step in steps) * len(drawn) / self.space.elements,
             "macs": work * len(drawn) / self.macs.projections,
-            "time": max(spent for _, spent in drawn) / seconds * len(drawn) if seconds else 1.0,
+            "time": max(drawn.values()) / seconds * len(drawn) if seconds else 1.0,
         }
+
+    @cached_property
+    def _drawn(self) -> tuple[dict[tuple[int, int], float], float]:
+        """The time spent in each step that faults are drawn from, by its call; and in all."""
+        spent = {
+            (step.call, step.step): seconds
+            for step, seconds in zip(self.space.steps, self.seconds, strict=True)
+            if step.elements
+        }
+        return spent, sum(spent.values())
 
 
 @dataclass

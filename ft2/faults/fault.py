@@ -75,11 +75,8 @@ class Fault:
             number_format(self.encoding)
 
     def __str__(self) -> str:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts["bits"] = ":".join(map(str, self.bits))
-        if self.encoding is None:
-            del parts["encoding"]
-        return ",".join(f"{name}={value}" for name, value in parts.items())
+        parts = vars(self) | {"bits": ":".join(map(str, self.bits))}
+        return ",".join(f"{name}={value}" for name, value in parts.items() if value is not None)
 
     @classmethod
     def parse(cls, text: str) -> Fault:

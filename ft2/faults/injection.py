@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ft2.faults.fault import Fault
-from ft2.faults.formats import flip, format_of, number_format, pattern
+from ft2.faults.formats import flip, format_of, number_format
 from ft2.forward import Call, Clock, Forward, Listener, Order, Vectors, attach, by_row
 from ft2.layers import Projection, projections, unwrap
 
@@ -38,8 +38,8 @@ class Injection:
         """Whether the element was computed and its stored bits are other ones now."""
         if self._before is None or self._after is None:
             return False
-        own = format_of(self._before.dtype)
-        return pattern(self._before, own) != pattern(self._after, own)
+        bits = format_of(self._before.dtype).pattern_dtype
+        return not torch.equal(self._before.view(bits), self._after.view(bits))
 
     @property
     def before(self) -> float | None:

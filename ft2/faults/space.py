@@ -167,7 +167,7 @@ class Space:
             each.encoding for step in self.steps for each in step.executions if each.elements
         )
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """Output elements of all steps."""
         return sum(step.elements for step in self.steps)
