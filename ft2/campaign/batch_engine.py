@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from ft2.campaign.likeliest import Bans, likeliest
 from ft2.campaign.prompt import Continuation, GoldenRow, Prompt
 from ft2.campaign.returned import Returned
 from ft2.campaign.row_batch import (
@@ -28,10 +29,10 @@ from ft2.campaign.row_batch import (
     Row,
     RowBatch,
     Spent,
-    likeliest,
     wants_hidden_states,
 )
 from ft2.campaign.row_cache import Prefixes, RowCache, chooses_attention
+from ft2.campaign.row_graph import RowGraph, row_graph
 from ft2.faults import Fault, Injection, inject
 from ft2.forward import Clock, Listener, cache_argument
 from ft2.protection import Policy, Profile, protect
@@ -99,6 +100,8 @@ class BatchEngine(Listener):
     fixed:
         Compute every forward in a shape that depends on the prompt and on `rows` alone, one prompt
         at a time: in fp16 and bf16 a row's arithmetic depends on its batch's shape.
+    replays:
+        Whether a forward is recorded and replayed, where that can be.
 
     Attributes
     ----------
@@ -116,6 +119,7 @@ class BatchEngine(Listener):
         fixed: bool = False,
         bounds: Profile | str | None = None,
         correction: Literal["clip", "zero"] | None = None,
+        replays: bool = True,
     ) -> None:
         if fixed and (len(prompts) > 1 or rows < _ONE_PRIVATE_IN):
             raise ValueError(
@@ -124,6 +128,7 @@ class BatchEngine(Listener):
         self.spent = Spent()
         self._model = model
         self._prompts = list(prompts)
+        self._policy_name, self._replays = policy, replays
         self._protect = partial(protect, model, policy, scale, bounds=bounds, correction=correction)
         self._rows, self._fixed = rows, fixed
         self._device = model.get_input_embeddings().weight.device
@@ -371,13 +376,14 @@ class BatchEngine(Listener):
             )
         logits = output.logits
         last = logits[:, -1].clone()
+        bans = Bans().of([(row, each, 0) for row, each in enumerate(prompts)], self._device)
         layers: list[Any] = list(cache.layers)
         if any(each.keys is None for each in layers):
             raise CannotBatchError("the model leaves its cache empty")
         return _FirstTokens(
             numbers=[number for number, _ in asked],
             width=ids.shape[1],
-            said=likeliest(logits, [(row, prompt, 0) for row, prompt in enumerate(prompts)]),
+            said=likeliest(logits, bans).tolist(),
             counts=self._policy.corrected(call) or [0] * len(prompts),
             last=last,
             hidden_states=output.hidden_states or (),
@@ -414,7 +420,13 @@ class BatchEngine(Listener):
         copied = not chooses_attention(self._model)
         cache = RowCache(groups, max(self._own - 1, 1), copied)
         with self._clock.calling("generate") as call:
-            yield RowBatch(self._model, self._policy, cache, call, self.spent, self._fixed)
+            graph = "not asked for" if not self._replays else self._graph(cache)
+            batch = RowBatch(self._model, self._policy, cache, call, self.spent, self._fixed, graph)
+            yield batch
+            batch.finish()
+
+    def _graph(self, cache: RowCache) -> RowGraph | str:
+        return row_graph(self._model, self._policy_name, self._clock, cache)
 
     @property
     def _private_rows(self) -> int:

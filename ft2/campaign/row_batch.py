@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ft2.campaign.likeliest import Bans, likeliest
 from ft2.campaign.prompt import Prompt
 from ft2.campaign.returned import Returned
 from ft2.campaign.row_cache import Attending, RowCache
+from ft2.campaign.row_graph import RowGraph
+from ft2.campaign.row_inputs import RowInputs
 from ft2.faults import Fault, Injection, inject
 from ft2.forward import Call
 from ft2.protection import Policy
 
-__all__ = ["Joining", "Row", "RowBatch", "Spent", "likeliest", "wants_hidden_states"]
+__all__ = ["Joining", "Row", "RowBatch", "Spent", "wants_hidden_states"]
 
 
 @dataclass
@@ -33,6 +37,10 @@ class Spent:
         All of it; the rest is bookkeeping.
     forwards, row_steps:
         How many decode forwards ran, and how many tokens of golden runs and trials they computed.
+    replayed:
+        How many of the forwards were replayed from a recorded one.
+    not_recorded:
+        Why forwards of the last batch were not, as far as that is known.
     """
 
     prefill: float = 0.0
@@ -40,6 +48,8 @@ class Spent:
     total: float = 0.0
     forwards: int = 0
     row_steps: int = 0
+    replayed: int = 0
+    not_recorded: str | None = None
 
     @property
     def bookkeeping(self) -> float:
@@ -57,8 +67,6 @@ class Row:
         Which golden run, or which trial, it computes.
     said:
         The new tokens so far.
-    own:
-        How many tokens of its own the cache holds.
     fault:
         What is to strike in its next forward.
     owed:
@@ -70,7 +78,6 @@ class Row:
     number: int
     prompt: Prompt
     said: list[int]
-    own: int = 0
     fault: Fault | None = None
     injection: Injection | None = None
     owed: int = 0
@@ -116,6 +123,8 @@ class RowBatch:
         The call that the forwards belong to; its steps count them, from 1.
     fixed:
         Whether the shapes of a forward may not depend on the rows' progress.
+    graph:
+        What records its forwards, or why nothing does.
     """
 
     def __init__(
@@ -126,6 +135,7 @@ class RowBatch:
         call: Call,
         spent: Spent,
         fixed: bool,
+        graph: RowGraph | str,
     ) -> None:
         self.model = model
         self.policy = policy
@@ -133,8 +143,14 @@ class RowBatch:
         self.call = call
         self.places: list[Row | None] = [None] * cache.rows
         self._attending = Attending(model, cache)
+        self._inputs = RowInputs(cache.rows, cache.device)
+        self._bans = Bans()
+        self._graph = None if isinstance(graph, str) else graph
         self._spent = spent
         self._fixed = fixed
+        # What is done while the device computes the next forward.
+        self._left_to_do: list[Callable[[], None]] = []
+        spent.not_recorded = graph if isinstance(graph, str) else None
         call.tokens_are_counted = True
         call.tokens_generated = 0
 
@@ -147,8 +163,11 @@ class RowBatch:
         ).T.to(self.cache.device)
         self.cache.join(places, starts, stops)
         self.policy.join(self.call, self.cache.rows, places, requests, theirs)
+        fed = []
         for each in joining:
-            self.places[each.place] = each.row
+            self.places[each.place] = row = each.row
+            fed.append((each.place, row.said[-1], len(row.prompt.tokens) + len(row.said) - 1))
+        self._inputs.join(fed)
 
     @property
     def used(self) -> list[tuple[int, Row]]:
@@ -160,34 +179,40 @@ class RowBatch:
         started = time.perf_counter()
         used = self.used
         self.call.tokens_generated += 1
-        width = max(row.own for _, row in used) + 1
-        # A row out of use writes where no row has been: what it was may still be read.
-        fed = [(0, 0, width - 1)] * len(self.places)
-        for place, row in used:
-            position = len(row.prompt.tokens) + len(row.said) - 1
-            fed[place] = (row.said[-1], position, row.own)
-        tokens, positions, lengths = torch.tensor(fed).T.to(self.cache.device)
-        self.cache.begin(lengths, self.cache.columns if self._fixed else width)
+        width = self._inputs.send()
+        self.cache.begin(self._inputs.lengths, self.cache.columns if self._fixed else width)
         struck = [(place, row) for place, row in used if row.fault is not None]
-        inputs = {"input_ids": tokens[:, None], "position_ids": positions[:, None]}
         returning = [(place, row) for place, row in used if row.returned is not None]
-        shows = wants_hidden_states(row.prompt for _, row in returning)
-        output = self._forward(struck, **inputs, **shows)
+        asked = [(place, row.prompt, len(row.said)) for place, row in used]
+        bans = self._bans.of(asked, self.cache.device)
+        output, before = self._forward(struck, returning)
         logits: Tensor = output.logits
         for place, row in returning:
             assert row.returned is not None
             row.returned.add(place, row.prompt, logits[:, -1], output.hidden_states or ())
-        said = likeliest(logits, [(place, row.prompt, len(row.said)) for place, row in used])
+        tokens = likeliest(logits, bans)
+        self.finish()
+        # This waits for the device.
+        told = tokens.cpu() if before is None else torch.stack([tokens, before]).cpu()
+        if before is not None:
+            self._land(struck, told[1])
+            told = told[0]
+        self._inputs.go_on(told)
+        said: list[int] = told.tolist()
         ended = []
         for place, row in used:
             row.said.append(said[place])
-            row.own += 1
             if row.is_over:
                 ended.append(place)
         self._spent.forwards += 1
         self._spent.row_steps += len(used)
         self._spent.decode += time.perf_counter() - started
         return ended
+
+    def finish(self) -> None:
+        """Do what was left to do; without it, injections may not know yet that they landed."""
+        while self._left_to_do:
+            self._left_to_do.pop()()
 
     def leave(self, places: Sequence[int]) -> list[tuple[Row, int]]:
         """Take rows out; return each with how many values were corrected in its run."""
@@ -201,22 +226,47 @@ class RowBatch:
                 layers = range(len(self.cache.keys))
                 row.returned.cache = [self.cache.alone(layer, place) for layer in layers]
             left.append((row, (counts[place] if counts else 0) + row.owed))
+        self._inputs.leave(places)
         return left
 
-    def _forward(self, struck: Sequence[tuple[int, Row]], **inputs: Any) -> Any:
+    def _forward(
+        self, struck: Sequence[tuple[int, Row]], returning: Sequence[tuple[int, Row]]
+    ) -> tuple[Any, Tensor | None]:
+        """Compute a forward; return its output and, if faults are data in it, what was there."""
+        inputs = {
+            "input_ids": self._inputs.tokens[:, None],
+            "position_ids": self._inputs.positions[:, None],
+        }
+        shows = wants_hidden_states(row.prompt for _, row in returning)
+        faults = [(place, row.fault) for place, row in struck if row.fault is not None]
+        graph = self._graph
+        if graph is not None and not shows and all(graph.faults.takes(each) for _, each in faults):
+            graph.faults.send(faults)
+            replayed = graph.replayed
+            output = graph.forward(inputs)
+            self._spent.replayed += graph.replayed - replayed
+            self._spent.not_recorded = graph.problem
+            return output, graph.faults.before if faults else None
         step = self.call.tokens_generated
-        faults = [
-            replace(row.fault, call=0, step=step, row=place, position=0)
-            for place, row in struck
-            if row.fault is not None
-        ]
+        here = [replace(fault, call=0, step=step, row=place, position=0) for place, fault in faults]
         with ExitStack() as attached:
-            injections = attached.enter_context(inject(self.model, faults)) if faults else []
+            injections = attached.enter_context(inject(self.model, here)) if here else []
             arguments = attached.enter_context(self._attending.on())
-            output = self.model(**inputs, **arguments, use_cache=True)
+            output = self.model(**inputs, **shows, **arguments, use_cache=True)
         for (_, row), injection in zip(struck, injections, strict=True):
             row.fault, row.injection = None, injection
-        return output
+        return output, None
+
+    def _land(self, struck: Sequence[tuple[int, Row]], before: Tensor) -> None:
+        """Give rows their injections, which hear a little later what was struck."""
+        assert self._graph is not None
+        injections = []
+        for place, row in struck:
+            assert row.fault is not None
+            row.injection = Injection(row.fault)
+            row.fault = None
+            injections.append((place, row.injection))
+        self._left_to_do.append(partial(self._graph.faults.finish, injections, before.tolist()))
 
 
 def wants_hidden_states(prompts: Iterable[Prompt]) -> dict[str, Any]:
@@ -224,25 +274,3 @@ def wants_hidden_states(prompts: Iterable[Prompt]) -> dict[str, Any]:
     if any("hidden_states" in prompt.returns for prompt in prompts):
         return {"output_hidden_states": True}
     return {}
-
-
-def likeliest(logits: Tensor, rows: Sequence[tuple[int, Prompt, int]]) -> list[int]:
-    """Return the next token of every row of a batch; this waits for the device.
-
-    Parameters
-    ----------
-    logits:
-        (rows, tokens, vocabulary).
-    rows:
-        Of each row in use its place, its prompt, and how many tokens it has said.
-    """
-    scores = logits[:, -1].to(torch.float32)
-    early: dict[tuple[int, ...], list[int]] = {}
-    for place, prompt, said in rows:
-        if said < prompt.least:
-            early.setdefault(prompt.ends, []).append(place)
-    for ends, places in early.items():
-        at = torch.tensor(places, device=scores.device)[:, None]
-        scores[at, torch.tensor(ends, device=scores.device)] = -torch.inf
-    tokens: list[int] = scores.argmax(-1).tolist()
-    return tokens

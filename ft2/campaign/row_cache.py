@@ -175,6 +175,11 @@ class RowCache:
         self._new.clear()
 
     @property
+    def attends_in_kernels(self) -> bool:
+        """Whether forwards launch the same kernels whatever the rows' progress."""
+        return self._kernels is not None
+
+    @property
     def _hidden(self) -> Tensor:
         """bool (rows, columns): what rows do not see, of their prefixes and of their own."""
         if self._seen is None:
