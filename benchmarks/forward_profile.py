@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from ft2.campaign.row_batch import RowBatch
+
 __all__ = ["Window", "floors", "watch_forwards"]
 
 _WARM_UP = 2
@@ -87,10 +89,8 @@ def _largest(times: dict[str, tuple[float, float]]) -> list[tuple[str, tuple[flo
 
 
 @contextmanager
-def watch_forwards(
-    model: nn.Module, before: int, windows: int, device: str
-) -> Generator[list[Window], None, None]:
-    """Profile some forwards of `model`; yields a list that the windows are put into.
+def watch_forwards(before: int, windows: int, device: str) -> Generator[list[Window], None, None]:
+    """Profile some decode forwards of batches; yields a list that the windows are put into.
 
     Parameters
     ----------
@@ -126,16 +126,20 @@ def watch_forwards(
     with profile(
         activities=activities, schedule=plan, on_trace_ready=read, record_shapes=True
     ) as profiler:
+        advance = RowBatch.advance
 
-        def step(module: nn.Module, args: Any, output: Any) -> None:
+        # A hook of the model would not hear of forwards that are replayed.
+        def step(batch: RowBatch) -> list[int]:
+            ended = advance(batch)
             times.append(time.perf_counter())
             profiler.step()
+            return ended
 
-        handle = model.register_forward_hook(step)
+        RowBatch.advance = step  # type: ignore[method-assign]
         try:
             yield found
         finally:
-            handle.remove()
+            RowBatch.advance = advance  # type: ignore[method-assign]
 
 
 def _read_trace(profiler: Any, window: Window) -> None:

@@ -15,7 +15,8 @@ golden cache
 All meet faults of one campaign: each step equally likely, inside it each output of the blocks'
 linear layers. Nothing is protected unless ``--policy`` says so, then in all three.
 
-``--plain-attention`` leaves out the kernels that attend on a GPU, to see what they save.
+``--plain-attention`` leaves out the kernels that attend on a GPU, and ``--no-replay`` the CUDA
+graph of a forward, to see what they save.
 ``--profile`` shows instead where the time of the last way's forwards goes: in its middle, where all
 rows go on, and later, where some leave and others join.
 """
@@ -93,6 +94,7 @@ class Subject:
         self.model = load(arguments, name)
         self.policy = arguments.policy
         self.new_tokens = arguments.new_tokens
+        self.replays = not arguments.no_replay
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(5, 500, (1, arguments.prompt), generator=generator)
         self.prompt = ids.to(arguments.device)
@@ -131,7 +133,7 @@ class Subject:
         engine = self._prepared(rows)
         before = max(self.new_tokens // 2, 4)
         windows: list[Window]
-        with watch_forwards(self.model, before, 2, device) as windows:
+        with watch_forwards(before, 2, device) as windows:
             engine.run([(0, fault) for fault in faults])
         return windows
 
@@ -140,7 +142,7 @@ class Subject:
         ends = self.model.generation_config.eos_token_id
         ends = tuple(ends) if isinstance(ends, list) else (ends,) if ends is not None else ()
         prompt = Prompt(tokens, self.new_tokens, self.new_tokens, ends)
-        engine = BatchEngine(self.model, [prompt], self.policy, rows=rows)
+        engine = BatchEngine(self.model, [prompt], self.policy, rows=rows, replays=self.replays)
         engine.prepare()
         return engine
 
@@ -195,6 +197,9 @@ def compare(arguments: argparse.Namespace, name: str) -> list[dict[str, Any]]:
             "bookkeeping": 1 - (spent.prefill + spent.decode) / seconds,
             "rows_per_forward": spent.row_steps / max(spent.forwards, 1),
             "milliseconds_per_forward": 1000 * spent.decode / max(spent.forwards, 1),
+            "forwards": spent.forwards,
+            "replayed": spent.replayed,
+            "not_recorded": spent.not_recorded,
         }
     )
     golden = subject.golden[0].tolist()
@@ -211,7 +216,13 @@ def compare(arguments: argparse.Namespace, name: str) -> list[dict[str, Any]]:
         cells = [each.get(column, "") for column in (*shown, "different")]
         table.append([f"{cell:.3g}" if isinstance(cell, float) else cell for cell in cells])
     headers = ["", "trials/s", "times", "prefill", "decode", "bookkeeping", "peak GiB"]
-    print(tabulate(table, [*headers, f"differ, of {len(alone_faults)}"]), flush=True)
+    print(tabulate(table, [*headers, f"differ, of {len(alone_faults)}"]))
+    print(
+        f"golden cache: {spent.forwards} forwards of {results[-1]['rows_per_forward']:.0f} rows in "
+        f"use, {results[-1]['milliseconds_per_forward']:.1f} ms each; {spent.replayed} replayed"
+        + (f" ({spent.not_recorded})" if spent.not_recorded else ""),
+        flush=True,
+    )
     return results
 
 
@@ -256,6 +267,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="of a batch; default: 1024 on CUDA, 256 on a CPU")
     parser.add_argument("--json", help="file for the numbers")
     parser.add_argument("--plain-attention", action="store_true", help="without kernels")
+    parser.add_argument("--no-replay", action="store_true", help="without a CUDA graph")
     parser.add_argument("--profile", action="store_true", help="show where a forward's time goes")
     arguments = parser.parse_args()
     on_cuda = arguments.device == "cuda"
