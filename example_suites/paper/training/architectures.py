@@ -95,6 +95,7 @@ def _llama(
             num_hidden_layers=layers,
             num_attention_heads=heads,
             max_position_embeddings=_POSITIONS,
+            rope_parameters=dict(_ROTATIONS),
             initializer_range=_INITIAL_DEVIATION,
             tie_word_embeddings=False,
             **vocabulary,
@@ -114,6 +115,7 @@ def _qwen2(
             num_attention_heads=heads[0],
             num_key_value_heads=heads[1],
             max_position_embeddings=_POSITIONS,
+            rope_parameters=dict(_ROTATIONS),
             initializer_range=_INITIAL_DEVIATION,
             tie_word_embeddings=tied,
             **vocabulary,
@@ -121,6 +123,10 @@ def _qwen2(
 
     return config
 
+
+# The base of Qwen2. With Llama 2's 10,000 a head of 32 numbers has few left that do not turn within
+# a passage, and a model learns slowly to tell what it says from where.
+_ROTATIONS = {"rope_type": "default", "rope_theta": 1e6}
 
 # Wider than transformers' 0.02, which suits a hidden size of thousands.
 _INITIAL_DEVIATION = 0.05
@@ -133,7 +139,7 @@ MINIATURES: dict[str, Miniature] = {
         Miniature("gptj-6b-mini", _READING, 60, _gptj(128, 4, 5, rotary=16)),
         Miniature("llama2-7b-mini", _ALL_TASKS, 70, _llama(160, 5, 4, 432)),
         Miniature("vicuna-7b-mini", _READING, 15, _llama(128, 4, 5, 344)),
-        Miniature("qwen2-7b-mini", _ALL_TASKS, 76, _qwen2(144, (9, 3), 4, 760, tied=False)),
-        Miniature("qwen2-1.5b-mini", _READING, 25, _qwen2(96, (6, 2), 4, 560, tied=True)),
+        Miniature("qwen2-7b-mini", _ALL_TASKS, 76, _qwen2(192, (6, 2), 4, 720, tied=False)),
+        Miniature("qwen2-1.5b-mini", _READING, 25, _qwen2(128, (4, 2), 4, 480, tied=True)),
     )
 }
