@@ -140,7 +140,8 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     before, after:
         Records of all trials before a change (a protection, a commit) and after it, as
         :meth:`ft2.Campaign.run` returns them, or as the JSON document has them. They were drawn
-        uniformly.
+        uniformly, and as many as were planned: the intervals hold for no campaign that stopped
+        early.
 
     Raises
     ------
