@@ -15,13 +15,14 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from heapq import heappop, heappush
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ft2.campaign.likeliest import Bans, likeliest
+from ft2.campaign.likeliest import bans, likeliest
 from ft2.campaign.prompt import Continuation, GoldenRow, Prompt
 from ft2.campaign.returned import Returned
 from ft2.campaign.row_batch import (
@@ -258,30 +259,32 @@ class BatchEngine(Listener):
             prompt: deque(sorted(later[prompt], key=lambda number: trials[number][1].step))
             for prompt in prompts
         }
+        first_private = shared * len(prompts)
+        # Where rows may join, by group; the private ones are those of the last.
+        free = [list(range(at * shared, (at + 1) * shared)) for at in range(len(prompts))]
+        free_private = list(range(first_private, first_private + private))
         with self._batch(prompts, shared, private) as batch:
-            start_private = shared * len(prompts)
             while True:
                 joining = []
-                for group, prompt in enumerate(prompts):
-                    for place in range(group * shared, (group + 1) * shared):
-                        if batch.places[place] is None and waiting[prompt]:
-                            number = waiting[prompt].popleft()
-                            joining.append(self._later(place, number, *trials[number]))
+                for prompt, places in zip(prompts, free, strict=True):
+                    while places and waiting[prompt]:
+                        number = waiting[prompt].popleft()
+                        joining.append(self._later(heappop(places), number, *trials[number]))
                 batch.join(joining, self._requests)
-                free = [
-                    place
-                    for place in range(start_private, start_private + private)
-                    if batch.places[place] is None
-                ]
                 # A prefill is worth its launches only for several rows.
-                if waiting_first and (2 * len(free) >= private or not batch.used):
-                    numbers = [waiting_first.popleft() for _ in free[: len(waiting_first)]]
-                    self._join_first(batch, start_private, free, numbers, trials, end)
-                if not batch.used:
+                if waiting_first and (2 * len(free_private) >= private or batch.is_empty):
+                    count = min(len(free_private), len(waiting_first))
+                    numbers = [waiting_first.popleft() for _ in range(count)]
+                    self._join_first(batch, first_private, free_private, numbers, trials, end)
+                if batch.is_empty:
                     if waiting_first:
                         continue
                     break
-                for row, corrected in batch.leave(batch.advance()):
+                ended = batch.advance()
+                for place in ended:
+                    is_private = place >= first_private
+                    heappush(free_private if is_private else free[place // shared], place)
+                for row, corrected in batch.leave(ended):
                     end(row, corrected)
 
     def _later(self, place: int, number: int, prompt: int, fault: Fault) -> Joining:
@@ -298,14 +301,13 @@ class BatchEngine(Listener):
         self,
         batch: RowBatch,
         start: int,
-        free: Sequence[int],
+        free: list[int],
         numbers: Sequence[int],
         trials: Sequence[tuple[int, Fault]],
         end: Callable[[Row, int], None],
     ) -> None:
-        """Compute the first token of trials, each with its fault, and let them go on."""
+        """Compute the first token of trials, each with its fault; let them go on in free places."""
         asked = [(number, self._prompts[trials[number][0]]) for number in numbers]
-        places = deque(free)
         for each in self._prefill(asked, [trials[number][1] for number in numbers]):
             joining = []
             for at, number in enumerate(each.numbers):
@@ -320,7 +322,7 @@ class BatchEngine(Listener):
                     end(row, each.counts[at])
                     continue
                 begin = self._widest - each.width
-                joining.append(Joining(places.popleft(), row, begin, self._widest, at))
+                joining.append(Joining(heappop(free), row, begin, self._widest, at))
             if joining:
                 prefixes = [joined.place - start for joined in joining]
                 requests = [joined.request for joined in joining]
@@ -376,14 +378,14 @@ class BatchEngine(Listener):
             )
         logits = output.logits
         last = logits[:, -1].clone()
-        bans = Bans().of([(row, each, 0) for row, each in enumerate(prompts)], self._device)
+        banned = bans([(row, each, 0) for row, each in enumerate(prompts)], self._device)
         layers: list[Any] = list(cache.layers)
         if any(each.keys is None for each in layers):
             raise CannotBatchError("the model leaves its cache empty")
         return _FirstTokens(
             numbers=[number for number, _ in asked],
             width=ids.shape[1],
-            said=likeliest(logits, bans).tolist(),
+            said=likeliest(logits, banned).tolist(),
             counts=self._policy.corrected(call) or [0] * len(prompts),
             last=last,
             hidden_states=output.hidden_states or (),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ft2.campaign.likeliest import Bans, likeliest
+from ft2.campaign.likeliest import Ban, bans, likeliest
 from ft2.campaign.prompt import Prompt
 from ft2.campaign.returned import Returned
 from ft2.campaign.row_cache import Attending, RowCache
@@ -144,7 +144,12 @@ class RowBatch:
         self.places: list[Row | None] = [None] * cache.rows
         self._attending = Attending(model, cache)
         self._inputs = RowInputs(cache.rows, cache.device)
-        self._bans = Bans()
+        # The last prompt of each place; what may not be said, and in which rows, by these.
+        self._prompts: list[Prompt | None] = [None] * cache.rows
+        self._banned: list[Ban] | None = None
+        self._banned_in = self._inputs.may_not_end
+        self._struck: list[tuple[int, Row]] = []
+        self._returning: dict[int, Row] = {}
         self._graph = None if isinstance(graph, str) else graph
         self._spent = spent
         self._fixed = fixed
@@ -163,54 +168,76 @@ class RowBatch:
         ).T.to(self.cache.device)
         self.cache.join(places, starts, stops)
         self.policy.join(self.call, self.cache.rows, places, requests, theirs)
-        fed = []
         for each in joining:
-            self.places[each.place] = row = each.row
-            fed.append((each.place, row.said[-1], len(row.prompt.tokens) + len(row.said) - 1))
-        self._inputs.join(fed)
+            place, row = each.place, each.row
+            self.places[place] = row
+            if self._prompts[place] is not row.prompt:
+                self._prompts[place] = row.prompt
+                self._banned = None
+            if row.fault is not None:
+                self._struck.append((place, row))
+            if row.returned is not None:
+                self._returning[place] = row
+        self._inputs.join([(each.place, each.row.prompt, each.row.said) for each in joining])
 
     @property
     def used(self) -> list[tuple[int, Row]]:
         """The rows in use, with their places."""
         return [(place, row) for place, row in enumerate(self.places) if row is not None]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row is in use."""
+        return not any(self.places)
+
     def advance(self) -> list[int]:
-        """Compute a token of each row; return the places of those whose answer it completes."""
+        """Compute a token of each row; return the places of those whose answer it completes.
+
+        The rows themselves are told a little later, by :meth:`finish` at the latest.
+        """
         started = time.perf_counter()
-        used = self.used
         self.call.tokens_generated += 1
         width = self._inputs.send()
         self.cache.begin(self._inputs.lengths, self.cache.columns if self._fixed else width)
-        struck = [(place, row) for place, row in used if row.fault is not None]
-        returning = [(place, row) for place, row in used if row.returned is not None]
-        asked = [(place, row.prompt, len(row.said)) for place, row in used]
-        bans = self._bans.of(asked, self.cache.device)
-        output, before = self._forward(struck, returning)
+        struck, self._struck = self._struck, []
+        output, before = self._forward(struck)
+        # The device is busy now.
+        self.finish()
+        used = self.used
         logits: Tensor = output.logits
-        for place, row in returning:
+        for place, row in self._returning.items():
             assert row.returned is not None
             row.returned.add(place, row.prompt, logits[:, -1], output.hidden_states or ())
-        tokens = likeliest(logits, bans)
-        self.finish()
+        tokens = likeliest(logits, self._bans(used))
         # This waits for the device.
         told = tokens.cpu() if before is None else torch.stack([tokens, before]).cpu()
         if before is not None:
             self._land(struck, told[1])
             told = told[0]
-        self._inputs.go_on(told)
+        over = self._inputs.go_on(told)
         said: list[int] = told.tolist()
-        ended = []
-        for place, row in used:
-            row.said.append(said[place])
-            if row.is_over:
-                ended.append(place)
+        ended = [place for place in over if self._ends(place, said[place])]
+        self._left_to_do.append(partial(_tell, used, said))
         self._spent.forwards += 1
         self._spent.row_steps += len(used)
         self._spent.decode += time.perf_counter() - started
         return ended
 
+    def _ends(self, place: int, token: int) -> bool:
+        row = self.places[place]
+        assert row is not None
+        return row.prompt.is_over([*row.said, token])
+
+    def _bans(self, used: Sequence[tuple[int, Row]]) -> list[Ban]:
+        """Return what rows may not say; it mostly stays from one step to the next."""
+        early = self._inputs.may_not_end
+        if self._banned is None or not torch.equal(early, self._banned_in):
+            asked = [(place, row.prompt, len(row.said)) for place, row in used]
+            self._banned, self._banned_in = bans(asked, self.cache.device), early
+        return self._banned
+
     def finish(self) -> None:
-        """Do what was left to do; without it, injections may not know yet that they landed."""
+        """Tell rows what they said, and injections what they struck."""
         while self._left_to_do:
             self._left_to_do.pop()()
 
@@ -222,6 +249,7 @@ class RowBatch:
             row = self.places[place]
             assert row is not None
             self.places[place] = None
+            self._returning.pop(place, None)
             if row.returned is not None:
                 layers = range(len(self.cache.keys))
                 row.returned.cache = [self.cache.alone(layer, place) for layer in layers]
@@ -229,15 +257,13 @@ class RowBatch:
         self._inputs.leave(places)
         return left
 
-    def _forward(
-        self, struck: Sequence[tuple[int, Row]], returning: Sequence[tuple[int, Row]]
-    ) -> tuple[Any, Tensor | None]:
+    def _forward(self, struck: Sequence[tuple[int, Row]]) -> tuple[Any, Tensor | None]:
         """Compute a forward; return its output and, if faults are data in it, what was there."""
         inputs = {
             "input_ids": self._inputs.tokens[:, None],
             "position_ids": self._inputs.positions[:, None],
         }
-        shows = wants_hidden_states(row.prompt for _, row in returning)
+        shows = wants_hidden_states(row.prompt for row in self._returning.values())
         faults = [(place, row.fault) for place, row in struck if row.fault is not None]
         graph = self._graph
         if graph is not None and not shows and all(graph.faults.takes(each) for _, each in faults):
@@ -267,6 +293,11 @@ class RowBatch:
             row.fault = None
             injections.append((place, row.injection))
         self._left_to_do.append(partial(self._graph.faults.finish, injections, before.tolist()))
+
+
+def _tell(used: Sequence[tuple[int, Row]], said: Sequence[int]) -> None:
+    for place, row in used:
+        row.said.append(said[place])
 
 
 def wants_hidden_states(prompts: Iterable[Prompt]) -> dict[str, Any]:
