@@ -13,7 +13,7 @@ from torch import nn
 
 from ft2.campaign.asked import Asked
 from ft2.campaign.batch_engine import BatchEngine, CannotBatchError
-from ft2.campaign.batch_size import fitting_rows, returned_bytes, room_for_returned
+from ft2.campaign.batch_size import fitting_rows, fixed_rows, returned_bytes, room_for_returned
 from ft2.campaign.outcome import is_harness_error, is_sticky
 from ft2.campaign.prompt import Continuation, Prompt
 from ft2.campaign.randomness import preserved_randomness
@@ -24,7 +24,6 @@ from ft2.faults import Fault
 __all__ = ["Ahead", "Batched", "GoldenCalls"]
 
 _HALF = (torch.float16, torch.bfloat16)
-_FIXED_ROWS = 32
 _LEAST_ROWS = 8
 _ENGINES_KEPT = 4
 
@@ -296,7 +295,7 @@ class Ahead:
         if self.rows is not None:
             rows = self.rows
         elif is_half:
-            rows = _FIXED_ROWS
+            rows = fixed_rows(model, prompts[0])
         else:
             rows = fitting_rows(model, prompts, self.sharers)
         rows = min(rows, limit or rows)

@@ -10,11 +10,14 @@ import torch
 
 from ft2.campaign.prompt import Prompt
 
-__all__ = ["fitting_rows", "returned_bytes", "room_for_returned"]
+__all__ = ["fitting_rows", "fixed_rows", "returned_bytes", "room_for_returned"]
 
 # More rows make a CPU's forward longer and no cheaper; an accelerator needs them to be busy.
 _MOST = {"cpu": 256, "cuda": 1024}
 _LEAST = 8
+# Of batches whose number of rows is part of a trial.
+_FIXED = 32
+_FIXED_ON_LARGE = 256
 _SHARE = 0.5
 _SHARE_RETURNED = 0.2
 
@@ -29,23 +32,31 @@ def fitting_rows(model: Any, prompts: Sequence[Prompt], sharers: int = 1) -> int
     sharers:
         How many processes share the machine's memory.
     """
-    weight = model.get_input_embeddings().weight
-    config = model.config.get_text_config(decoder=True)
-    token = _token_bytes(model)
-    own = max(prompt.most for prompt in prompts)
-    widest = max(len(prompt.tokens) for prompt in prompts) + own
-    kept = len(prompts) * (widest + own) * token
-    # Scores and logits are computed in fp32; a few of a layer's tensors live at a time.
-    passing = 4 * (2 * config.vocab_size + 16 * config.hidden_size)
-    passing += 8 * config.num_attention_heads * (widest + own)
-    # One row in eight reads a prompt of its own.
-    row = own * token + widest * token // 8 + passing
-    room = int(_SHARE * _free(weight.device) / _sharers(weight.device, sharers)) - kept
-    most = _MOST.get(weight.device.type, 256)
+    device = model.get_input_embeddings().weight.device
+    kept, row = _needed(model, prompts)
+    room = int(_SHARE * _free(device) / _sharers(device, sharers)) - kept
+    most = _MOST.get(device.type, 256)
     rows = _LEAST
     while 2 * rows <= most and 2 * rows * row <= room:
         rows *= 2
     return rows
+
+
+def fixed_rows(model: Any, prompt: Prompt) -> int:
+    """Return how many rows a batch has where their number is part of a trial.
+
+    It depends on the model, the prompt and the kind of device alone, so that all workers, and all
+    reruns, have the same: on a GPU that would hold twice as much beside the model in half of its
+    memory there are more.
+    """
+    device = model.get_input_embeddings().weight.device
+    if device.type != "cuda":
+        return _FIXED
+    kept, row = _needed(model, [prompt])
+    held = sum(each.numel() * each.element_size() for each in model.parameters())
+    room = int(_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    fits = held + kept + 2 * _FIXED_ON_LARGE * row <= room
+    return _FIXED_ON_LARGE if fits else _FIXED
 
 
 def returned_bytes(model: Any, prompt: Prompt) -> int:
@@ -61,6 +72,20 @@ def room_for_returned(model: Any, sharers: int) -> int:
     """Return how many bytes all that trials return may have; the batch itself needs the most."""
     device = model.get_input_embeddings().weight.device
     return int(_SHARE_RETURNED * _free(device) / _sharers(device, sharers))
+
+
+def _needed(model: Any, prompts: Sequence[Prompt]) -> tuple[int, int]:
+    """Return the bytes of the golden runs that are kept, and those of each row of a batch."""
+    config = model.config.get_text_config(decoder=True)
+    token = _token_bytes(model)
+    own = max(prompt.most for prompt in prompts)
+    widest = max(len(prompt.tokens) for prompt in prompts) + own
+    # Scores and logits are computed in fp32; a few of a layer's tensors live at a time.
+    passing = 4 * (2 * config.vocab_size + 16 * config.hidden_size)
+    passing += 8 * config.num_attention_heads * (widest + own)
+    # One row in eight reads a prompt of its own.
+    row = own * token + widest * token // 8 + passing
+    return len(prompts) * (widest + own) * token, row
 
 
 def _token_bytes(model: Any) -> int:

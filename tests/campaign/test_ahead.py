@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from ft2.campaign import Ahead, Batched, GoldenCalls, Run, RunSpec
-from ft2.campaign.batch_size import fitting_rows
+from ft2.campaign.batch_size import fitting_rows, fixed_rows
 from ft2.campaign.prompt import Prompt
 from ft2.campaign.row_batch import RowBatch
 from ft2.faults import Draw, Fault, fault_model
@@ -269,3 +270,23 @@ def test_the_batch_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ft2.campaign.batch_size._free", lambda device: 2_000_000)
     few = fitting_rows(model, prompts)
     assert 8 <= fitting_rows(model, prompts, sharers=2) < few < 256
+
+
+def test_a_fixed_batch_has_more_rows_where_any_gpu_of_the_kind_holds_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model(dtype=torch.float16)
+    prompt = Prompt((1, 2, 3), 60)
+    assert fixed_rows(model, prompt) == 32
+    weight = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2)
+    there: Any = SimpleNamespace(
+        config=model.config,
+        parameters=model.parameters,
+        get_input_embeddings=lambda: SimpleNamespace(weight=weight),
+    )
+    for total, rows in ((8_000_000, 32), (16 * 2**30, 256)):
+        properties = SimpleNamespace(total_memory=total)
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda device, found=properties: found
+        )
+        assert fixed_rows(there, prompt) == rows
