@@ -8,6 +8,7 @@ fault. Whoever listens to the model's clock hears of a replayed forward as of an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ class NotRecordedError(Exception):
 
 def recorder_for(device: torch.device) -> Record | None:
     """Return what records forwards on a device; None if there is nothing."""
-    return _record if device.type == "cuda" else None
+    return functools.partial(_record, device) if device.type == "cuda" else None
 
 
 class RowGraph:
@@ -122,17 +123,24 @@ def row_graph(model: Any, policy: str, clock: Clock, cache: RowCache) -> RowGrap
     return faults.unsuited or RowGraph(model, clock, cache, faults, record)
 
 
-def _record(compute: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+# Libraries keep memory for each stream that they have worked on.
+@functools.cache
+def _stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)
+
+
+def _record(device: torch.device, compute: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
     graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.current_stream()
-    try:
-        # What other threads do meanwhile is none of its business.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = compute()
-    except Exception as error:
-        # A recording that fails is not ended properly: the stream and random numbers stay with it.
-        torch.cuda.set_stream(stream)
-        generator: Any = torch.cuda.default_generators[stream.device_index]
-        generator.graphsafe_set_state(generator.clone_state())
-        raise NotRecordedError(f"{type(error).__name__}: {error}") from error
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        try:
+            # What other threads do meanwhile is none of its business.
+            with torch.cuda.graph(graph, stream=_stream(device), capture_error_mode="thread_local"):
+                output = compute()
+        except Exception as error:
+            # A recording that fails is not ended properly: it keeps the stream and random numbers.
+            torch.cuda.set_stream(stream)
+            generator: Any = torch.cuda.default_generators[stream.device_index]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise NotRecordedError(f"{type(error).__name__}: {error}") from error
     return graph.replay, output
