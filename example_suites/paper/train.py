@@ -55,6 +55,7 @@ class Job:
     device: str
     threads: int
     limits: Limits
+    goes_on: bool
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,6 +98,12 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=int,
         help="models trained at once (default: all of them on a GPU, else one)",
+    )
+    parser.add_argument(
+        "--go-on",
+        action="store_true",
+        help="start from the weights in the folder that is written to, where there are some, and "
+        "see the questions in another order",
     )
     parser.add_argument("--out", type=Path, default=HERE / "miniatures", help="folder to write to")
     return parser
@@ -141,7 +148,13 @@ def make(job: Job) -> dict[str, Any]:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device)
+    folder = job.out / job.name
+    starts_anew = not (job.goes_on and folder.exists())
+    if starts_anew:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.to(device)
     validation = {
         task: encode(
             list(itertools.islice(questions(TASKS[task], "validation"), VALIDATION_QUESTIONS)),
@@ -154,10 +167,9 @@ def make(job: Job) -> dict[str, Any]:
         load(job.examples, miniature.tasks).to(device),
         validation,
         job.limits,
-        miniature.seed,
+        miniature.seed if starts_anew else miniature.seed + 1,
         log=lambda line: print(f"{job.name}: {line}", flush=True),
     )
-    folder = job.out / job.name
     model.half().save_pretrained(folder)
     save_tokenizer(tokenizer, folder, config.model_type)
     row: dict[str, Any] = {
@@ -214,6 +226,7 @@ def main() -> int:
                 max(1, _cores() // jobs),
                 # The models that wait for a process get as much time as those that start.
                 Limits(options.target, time.time() + share * (1 + turn // jobs), options.steps),
+                options.go_on,
             )
             for turn, name in enumerate(options.models)
         ]
