@@ -16,15 +16,23 @@ Results are written after each step; the same command goes on where it was inter
 from __future__ import annotations
 
 import argparse
+import copy
+import multiprocessing
+import os
 import platform
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ft2
@@ -37,7 +45,7 @@ from protections import protections
 from published import MINIATURE, table_2
 from readers import BadFileError, Question, read_questions
 from results import Place, Results
-from subject import Subject, TooFewQuestionsError, make_subject
+from subject import NEW_TOKENS, Subject, TooFewQuestionsError, make_subject
 
 __all__ = ["MINIATURES", "load_questions", "main", "miniature", "read_data"]
 
@@ -77,6 +85,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="cpu")
     add("--rows", type=_positive, help="of a batch, at most")
     add("--share-batches", action="store_true", help="among questions, in half precision too")
+    add("--processes", type=_positive, default=1, help="models and tasks measured at once")
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="FILE", help="results; an earlier run's are added to")
     add("--markdown", type=Path, metavar="FILE", help="the tables")
@@ -176,8 +185,9 @@ def load_model(path: str, precision: Precision, device: str) -> tuple[Any, Any]:
 class Evaluation:
     """Everything that one command measures."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, progress: bool = True) -> None:
         self._arguments = arguments
+        self._progress = progress
         self._questions: dict[str, list[Question]] = {}
         self.figures: list[Figure] = [FIGURES[name] for name in arguments.figures]
         self.results = Results.open(arguments.json)
@@ -195,7 +205,36 @@ class Evaluation:
 
     def run(self) -> None:
         """Measure what is not known yet."""
-        arguments, selection = self._arguments, self.selection
+        started, known = time.perf_counter(), self.results.trials
+        places = self._places()
+        try:
+            if self._arguments.processes == 1:
+                self.measure(places)
+            else:
+                self._measure_apart(places)
+        finally:
+            if self.results.trials > known:
+                run = {
+                    "trials": self.results.trials - known,
+                    "seconds": time.perf_counter() - started,
+                    "device": self._arguments.device,
+                    "processes": self._arguments.processes,
+                }
+                self.results.runs.append(run)
+            self.results.save()
+
+    def _places(self) -> list[Place]:
+        """Return where anything is measured: precisions one after the other, models together."""
+        selection = self.selection
+        places = {place for figure in self.figures for place in figure.places(selection)}
+        models = dict.fromkeys(model for model, _ in selection.subjects)
+        pairs = [pair for name in models for pair in selection.subjects if pair[0] == name]
+        wanted = [Place(*pair, precision) for precision in selection.precisions for pair in pairs]
+        return [place for place in wanted if place in places]
+
+    def measure(self, places: Iterable[Place]) -> None:
+        """Measure some places, one after the other."""
+        arguments = self._arguments
         self.results.environment = {
             "ft2": ft2.__version__,
             "torch": torch.__version__,
@@ -203,21 +242,62 @@ class Evaluation:
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
         }
-        places = {place for figure in self.figures for place in figure.places(selection)}
         paths = {_name(path): path for path in arguments.ft2_model}
-        for precision in arguments.dtype:
-            for name in dict.fromkeys(model for model, _ in selection.subjects):
-                wanted = [
-                    place
-                    for model, task in selection.subjects
-                    if model == name and (place := Place(model, task, str(precision))) in places
-                ]
-                if not wanted:
-                    continue
-                path = paths.get(name) or str(miniature(name))
+        loaded: tuple[str, str] | None = None
+        for place in places:
+            precision = Precision.parse(place.precision)
+            if loaded != (place.model, place.precision):
+                path = paths.get(place.model) or str(miniature(place.model))
                 model, tokenizer = load_model(path, precision, arguments.device)
-                for place in wanted:
-                    self._measure(self._subject(place, precision, model, tokenizer))
+                loaded = place.model, place.precision
+            self._measure(self._subject(place, precision, model, tokenizer))
+
+    def _measure_apart(self, places: list[Place]) -> None:
+        """Measure places in processes of their own; what goes wrong in one waits for the others."""
+        # Where answers are long, trials are: these first, so that none of them is left for the end.
+        places = sorted(places, key=lambda place: -NEW_TOKENS[place.task])
+        failed: list[BaseException] = []
+        with self._parts() as folder, _processes(self._arguments.processes) as pool:
+            files = {}
+            for number, place in enumerate(places):
+                path = folder / f"{number}.json"
+                self.results.at(place, path).save()
+                files[pool.submit(_measure_part, self._arguments, place, path)] = path
+            with tqdm(total=len(files), unit="place") as bar:
+                running = set(files)
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for each in done:
+                        self._take(files[each])
+                        failed += [error] if (error := each.exception()) else []
+                    self.results.save()
+                    bar.update(len(done))
+        if failed:
+            raise failed[0]
+
+    @contextmanager
+    def _parts(self) -> Iterator[Path]:
+        """Give a folder for what processes measure; what is in it in the end is taken over."""
+        path = self.results.path
+        if path is None:
+            folder = Path(tempfile.mkdtemp())
+        else:
+            folder = path.with_name(f"{path.name}.parts")
+            folder.mkdir(exist_ok=True)
+        try:
+            # A run that was killed left them.
+            self._take(*folder.glob("*.json"))
+            yield folder
+        finally:
+            self._take(*folder.glob("*.json"))
+            self.results.save()
+            shutil.rmtree(folder)
+
+    def _take(self, *files: Path) -> None:
+        for file in files:
+            part = Results.open(file)
+            self.results.add(part)
+            self.results.environment = part.environment or self.results.environment
 
     def _subject(self, place: Place, precision: Precision, model: Any, tokenizer: Any) -> Subject:
         arguments = self._arguments
@@ -247,6 +327,7 @@ class Evaluation:
             arguments.share_batches,
             others=others,
             new_tokens=arguments.new_tokens,
+            progress=self._progress,
         )
         figures = [each for each in self.figures if bench.place in each.places(selection)]
         bench.run(need for figure in figures for need in figure.needs(bench, selection))
@@ -262,14 +343,51 @@ class Evaluation:
         return "\n\n".join(parts)
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    arguments = parse(given)
-    started = time.perf_counter()
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    """Set up a process that measures."""
     transformers.logging.disable_progress_bar()
     if not arguments.ft2_model:
         # Matrices of a miniature are so small that a second thread would mostly be waited for.
         torch.set_num_threads(1)
+    elif arguments.processes > 1:
+        torch.set_num_threads(max(1, _cores() // arguments.processes))
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Give processes; when it ends early, so do they."""
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    others = multiprocessing.active_children()
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        started = [each for each in multiprocessing.active_children() if each not in others]
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join()
+        raise
+    pool.shutdown()
+
+
+def _measure_part(arguments: argparse.Namespace, place: Place, path: Path) -> None:
+    """Measure one place, into a file of its own."""
+    _prepare(arguments)
+    alone = copy.copy(arguments)
+    alone.json = path
+    Evaluation(alone, progress=False).measure([place])
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    arguments = parse(given)
+    started = time.perf_counter()
+    _prepare(arguments)
     try:
         evaluation = Evaluation(arguments)
         if not arguments.tables_only:

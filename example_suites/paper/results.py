@@ -154,10 +154,17 @@ class Results:
     ----------
     path:
         The file; None keeps them in memory alone.
+    environment:
+        What they were measured with last.
+    runs:
+        Of each run that measured anything: how many trials, in which wall time, where.
+    subjects, fault_free:
+        Facts of places, and answers without faults under bounds of other datasets.
     """
 
     path: Path | None = None
     environment: dict[str, Any] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
     subjects: dict[str, dict[str, Any]] = field(default_factory=dict)
     fault_free: dict[str, dict[str, Any]] = field(default_factory=dict)
     _entries: dict[str, Entry] = field(default_factory=dict)
@@ -178,6 +185,8 @@ class Results:
             document = json.loads(path.read_text(encoding="utf-8"))
             if (document["format"], document["version"]) != (_FORMAT, _VERSION):
                 raise ValueError("format")
+            results.environment = dict(document["environment"])
+            results.runs = list(document.get("runs", []))
             results.subjects = dict(document["subjects"])
             results.fault_free = dict(document["fault_free"])
             for key, entry in document["cells"].items():
@@ -211,6 +220,26 @@ class Results:
         """Set what is known of a cell."""
         self._entries[cell.key] = entry
 
+    @property
+    def trials(self) -> int:
+        """How many there are in all."""
+        return sum(len(entry.outcomes) for entry in self._entries.values())
+
+    def at(self, place: Place, path: Path) -> Results:
+        """Return what is known of one place alone, to be kept in a file of its own."""
+        return Results(
+            path,
+            subjects={k: v for k, v in self.subjects.items() if k == str(place)},
+            fault_free={k: v for k, v in self.fault_free.items() if k.startswith(f"{place}: ")},
+            _entries={k: v for k, v in self._entries.items() if k.startswith(f"{place}, ")},
+        )
+
+    def add(self, others: Results) -> None:
+        """Take in other results; where both have numbers, theirs count."""
+        self.subjects |= others.subjects
+        self.fault_free |= others.fault_free
+        self._entries |= others._entries
+
     def save(self) -> None:
         """Write the file; an older one is replaced at once or not at all."""
         if self.path is None:
@@ -219,6 +248,7 @@ class Results:
             "format": _FORMAT,
             "version": _VERSION,
             "environment": self.environment,
+            "runs": self.runs,
             "subjects": self.subjects,
             "fault_free": self.fault_free,
             "cells": {key: asdict(entry) for key, entry in self._entries.items()},

@@ -30,8 +30,13 @@ class Command:
         return evaluate.main([*self._given, *given])
 
     @property
+    def document(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.results.read_text(encoding="utf-8"))
+        return found
+
+    @property
     def cells(self) -> dict[str, Any]:
-        cells: dict[str, Any] = json.loads(self.results.read_text(encoding="utf-8"))["cells"]
+        cells: dict[str, Any] = self.document["cells"]
         return cells
 
 
@@ -104,6 +109,46 @@ def test_an_interrupted_run_loses_nothing_that_was_complete_and_goes_on(
     assert command.run(*ONE, "--faults", "8") == 0
     assert len(command.cells) == 2
     assert kept in command.cells.values()
+
+
+def test_processes_measure_what_one_does(command: Command) -> None:
+    given = ("--figures", "13", "3", "--policies", "none", "maximals", "--fault-models", "exp")
+    assert command.run(*given, "--faults", "4") == 0
+    one = command.document
+    command.results.unlink()
+    assert command.run(*given, "--faults", "4", "--processes", "2") == 0
+    two = command.document
+    assert command.run(*given, "--faults", "6", "--processes", "2") == 0
+    assert [run["trials"] for run in command.document["runs"]] == [16, 8]
+    assert two["environment"] | {"threads": 1} == one["environment"] | {"threads": 1}
+    assert two["subjects"] == one["subjects"]
+    assert two["fault_free"].keys() == one["fault_free"].keys() != set()
+    for key, cell in one["cells"].items():
+        assert two["cells"][key] == {**cell, "seconds": two["cells"][key]["seconds"]}
+    assert two["cells"].keys() == one["cells"].keys()
+    assert [each.name for each in command.results.parent.glob("results*")] == ["results.json"]
+
+
+def test_what_a_killed_process_left_is_taken_over(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command.run(*ONE, "--faults", "5") == 0
+    folder = command.results.with_name("results.json.parts")
+    folder.mkdir()
+    command.results.rename(folder / "0.json")
+    monkeypatch.setattr(bench, "measure", None)
+    assert command.run(*ONE, "--faults", "5", "--processes", "2") == 0
+    assert len(command.cells) == 2
+    assert not folder.exists()
+
+
+def test_what_fails_in_one_process_does_not_take_the_others_along(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (*ONE[:-2], "--processes", "2", "--questions", "10", "--faults", "5")
+    assert command.run(*given) == 2
+    assert "answers 9 of 10 questions of squad rightly" in capsys.readouterr().err
+    assert {key.split(", ")[1] for key in command.cells} == {"gsm8k"}
 
 
 def test_another_seed_is_another_experiment(command: Command) -> None:
