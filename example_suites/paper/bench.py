@@ -130,6 +130,13 @@ class Bench:
         return found
 
     def _measure(self, protection: Protection, sets: dict[FaultSet, range], bar: Any) -> None:
+        digest = self.digest(protection)
+        cells = {faults: Cell(self.place, faults, protection.label) for faults in sets}
+        known = {
+            faults: entry
+            for faults, cell in cells.items()
+            if (entry := self.results.get(cell, digest)) is not None
+        }
         try:
             measured = measure(
                 self.subject,
@@ -138,16 +145,15 @@ class Bench:
                 seed=self.seed,
                 rows=self.rows,
                 shared=self.shared,
+                free=next(iter(known.values())).fault_free if len(known) == len(sets) else None,
                 done=bar.update,
             )
         except UnsupportedModelError as error:
             self.facts["refused"][protection.label] = str(error)
             self.results.save()
             return
-        digest = self.digest(protection)
         count = sum(map(len, sets.values()))
         for faults, numbers in sets.items():
-            cell = Cell(self.place, faults, protection.label)
             entry = Entry(
                 digest=digest,
                 outcomes=measured.outcomes[faults],
@@ -159,15 +165,17 @@ class Bench:
                 seconds=measured.seconds * len(numbers) / count,
                 device=self._device,
             )
-            if numbers.start:
-                before = self.results.get(cell, digest)
-                assert before is not None
+            if faults in known:
+                before = known[faults]
                 entry = replace(
                     entry,
                     outcomes=before.outcomes + entry.outcomes,
+                    alone=before.alone + entry.alone,
+                    checked=before.checked + entry.checked,
+                    alike=before.alike + entry.alike,
                     seconds=before.seconds + entry.seconds,
                 )
-            self.results.put(cell, entry)
+            self.results.put(cells[faults], entry)
         self.results.save()
 
     def with_bounds_of(

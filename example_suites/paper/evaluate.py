@@ -25,8 +25,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +64,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--figures", nargs="+", choices=list(FIGURES), default=list(FIGURES), metavar="NUMBER")
-    add("--faults", type=_positive, default=500, help="for each number of a table")
+    add(
+        "--faults",
+        nargs="+",
+        type=_positive,
+        default=[500],
+        help="for each number of a table; several: first so many for all of them, then more",
+    )
     add(
         "--dtype",
         nargs="+",
@@ -200,7 +207,7 @@ class Evaluation:
             precisions=tuple(str(each) for each in arguments.dtype),
             fault_models=tuple(arguments.fault_models),
             protections=tuple(known[label] for label in arguments.policies),
-            trials=arguments.faults,
+            trials=max(arguments.faults),
         )
 
     def run(self) -> None:
@@ -209,7 +216,8 @@ class Evaluation:
         places = self._places()
         try:
             if self._arguments.processes == 1:
-                self.measure(places)
+                for trials in sorted(self._arguments.faults):
+                    self.measure(places, trials)
             else:
                 self._measure_apart(places)
         finally:
@@ -232,8 +240,8 @@ class Evaluation:
         wanted = [Place(*pair, precision) for precision in selection.precisions for pair in pairs]
         return [place for place in wanted if place in places]
 
-    def measure(self, places: Iterable[Place]) -> None:
-        """Measure some places, one after the other."""
+    def measure(self, places: Iterable[Place], trials: int) -> None:
+        """Measure some places, one after the other, so many trials for each number."""
         arguments = self._arguments
         self.results.environment = {
             "ft2": ft2.__version__,
@@ -250,28 +258,37 @@ class Evaluation:
                 path = paths.get(place.model) or str(miniature(place.model))
                 model, tokenizer = load_model(path, precision, arguments.device)
                 loaded = place.model, place.precision
-            self._measure(self._subject(place, precision, model, tokenizer))
+            self._measure(self._subject(place, precision, model, tokenizer), trials)
 
     def _measure_apart(self, places: list[Place]) -> None:
         """Measure places in processes of their own; what goes wrong in one waits for the others."""
         # Where answers are long, trials are: these first, so that none of them is left for the end.
         places = sorted(places, key=lambda place: -NEW_TOKENS[place.task])
+        levels = sorted(self._arguments.faults)
         failed: list[BaseException] = []
         with self._parts() as folder, _processes(self._arguments.processes) as pool:
-            files = {}
+            jobs: dict[Future[None], _Job] = {}
+
+            def submit(job: _Job) -> None:
+                jobs[pool.submit(_measure_part, self._arguments, job)] = job
+
             for number, place in enumerate(places):
                 path = folder / f"{number}.json"
                 self.results.at(place, path).save()
-                files[pool.submit(_measure_part, self._arguments, place, path)] = path
-            with tqdm(total=len(files), unit="place") as bar:
-                running = set(files)
-                while running:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for each in done:
-                        self._take(files[each])
-                        failed += [error] if (error := each.exception()) else []
+                submit(_Job(place, path, levels[0]))
+            with tqdm(total=len(places) * len(levels), unit="place") as bar:
+                while jobs:
+                    for done in wait(jobs, return_when=FIRST_COMPLETED).done:
+                        job = jobs.pop(done)
+                        self._take(job.path)
+                        bar.update()
+                        error = done.exception()
+                        if error is not None:
+                            failed.append(error)
+                        elif (level := levels.index(job.trials) + 1) < len(levels):
+                            # Behind those that have had fewer.
+                            submit(replace(job, trials=levels[level]))
                     self.results.save()
-                    bar.update(len(done))
         if failed:
             raise failed[0]
 
@@ -315,13 +332,13 @@ class Evaluation:
             full_length=arguments.full_length,
         )
 
-    def _measure(self, subject: Subject) -> None:
+    def _measure(self, subject: Subject, trials: int) -> None:
         arguments, selection = self._arguments, self.selection
         others = {task: each for task, each in self._questions.items() if task != subject.task}
         bench = Bench(
             subject,
             self.results,
-            arguments.faults,
+            trials,
             arguments.seed,
             arguments.rows,
             arguments.share_batches,
@@ -375,12 +392,20 @@ def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown()
 
 
-def _measure_part(arguments: argparse.Namespace, place: Place, path: Path) -> None:
-    """Measure one place, into a file of its own."""
+@dataclass(frozen=True)
+class _Job:
+    """What a process measures: a place, into a file of its own, so many trials for each number."""
+
+    place: Place
+    path: Path
+    trials: int
+
+
+def _measure_part(arguments: argparse.Namespace, job: _Job) -> None:
     _prepare(arguments)
     alone = copy.copy(arguments)
-    alone.json = path
-    Evaluation(alone, progress=False).measure([place])
+    alone.json = job.path
+    Evaluation(alone, progress=False).measure([job.place], job.trials)
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -56,8 +56,8 @@ class Entry:
     fault_free:
         The answers without a fault.
     rows, alone, checked, alike, seconds:
-        As :class:`trials.Measured` has them; of the run that measured it last, the seconds its
-        share of all runs.
+        As :class:`trials.Measured` has them; rows of the last run, else sums over all runs, of the
+        seconds its share.
     device:
         What it was measured on.
     """

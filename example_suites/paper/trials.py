@@ -123,7 +123,7 @@ class Measured:
         Trials that ran one at a time, because their batch raised or the model cannot be batched.
     checked, alike:
         How many of the batched trials, half of them SDCs where there are enough, ran again one at a
-        time, and how many of these came out alike.
+        time, and how many of these came out alike; 0 where that was known.
     seconds:
         Wall time of all of it.
     """
@@ -145,6 +145,7 @@ def measure(
     seed: int = 0,
     rows: int | None = None,
     shared: bool = False,
+    free: FaultFree | None = None,
     done: Callable[[], object] = lambda: None,
 ) -> Measured:
     """Run trials.
@@ -162,6 +163,9 @@ def measure(
     shared:
         In half precision, whether questions share batches. Else each has batches of one shape of
         its own, in which a text does not depend on which trials run beside it.
+    free:
+        Its answers without a fault, if they are known from other trials; then none of these runs
+        again one at a time, either.
     done:
         Called as a trial ends.
 
@@ -180,8 +184,8 @@ def measure(
     runner = _Runner(subject, protection, rows, subject.precision.is_half and not shared, done)
     with preserved_randomness():
         letters = runner.run(trials)
-        free = runner.fault_free()
-        checked = runner.check(trials, letters)
+        checked = runner.check(trials, letters) if free is None else (0, 0)
+        free = free or runner.fault_free()
     outcomes = dict.fromkeys(wanted, "")
     for (faults, _), letter in zip(drawn, letters, strict=True):
         outcomes[faults] += letter

@@ -129,6 +129,17 @@ def test_processes_measure_what_one_does(command: Command) -> None:
     assert [each.name for each in command.results.parent.glob("results*")] == ["results.json"]
 
 
+def test_several_numbers_of_faults_come_one_after_the_other(command: Command) -> None:
+    assert command.run(*ONE, "--faults", "7", "3", "5") == 0
+    one = command.cells
+    assert {len(cell["outcomes"]) for cell in one.values()} == {7}
+    command.results.unlink()
+    assert command.run(*ONE, "--faults", "3", "7", "--processes", "2") == 0
+    for key, cell in command.cells.items():
+        timed = ("seconds", "checked", "alike")
+        assert {**cell, **{name: one[key][name] for name in timed}} == one[key]
+
+
 def test_what_a_killed_process_left_is_taken_over(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
