@@ -164,7 +164,7 @@ def make(job: Job) -> dict[str, Any]:
     }
     trained = train(
         model,
-        load(job.examples, miniature.tasks).to(device),
+        {task: some.to(device) for task, some in load(job.examples, miniature.tasks).items()},
         validation,
         job.limits,
         miniature.seed if starts_anew else miniature.seed + 1,

@@ -23,7 +23,7 @@ from tasks import TASKS, Question, questions
 from tasks.vocabulary import build_tokenizer, save_tokenizer
 from training.architectures import MINIATURES
 from training.exam import share_answered
-from training.examples import IGNORE, Examples, encode, join, load, save, training_examples
+from training.examples import IGNORE, Examples, encode, load, save, training_examples
 from training.loop import Limits, Trained, exact_share, train
 
 # Of the paper's Table 2.
@@ -67,7 +67,7 @@ def _limits(target: float = 2.0, seconds: float = 3600.0, steps: int = 10) -> Li
 def _train(model: PreTrainedModel, examples: Examples, limits: Limits, seed: int = 0) -> Trained:
     return train(
         model,
-        examples,
+        {"squad": examples},
         {"squad": examples},
         limits,
         seed,
@@ -129,11 +129,11 @@ def test_examples_come_back_from_their_file(tmp_path: Path, examples: Examples) 
     )
     save({"squad": examples, "gsm8k": others}, tmp_path / "examples.safetensors")
     read = load(tmp_path / "examples.safetensors", ["gsm8k", "squad"])
-    both = join([others, examples])
-    assert len(both) == len(examples) + 3
-    assert torch.equal(read.ids, both.ids)
-    assert torch.equal(read.prompt, both.prompt)
-    assert torch.equal(read.length, both.length)
+    assert list(read) == ["gsm8k", "squad"]
+    for task, some in (("gsm8k", others), ("squad", examples)):
+        assert torch.equal(read[task].ids, some.ids)
+        assert torch.equal(read[task].prompt, some.prompt)
+        assert torch.equal(read[task].length, some.length)
 
 
 def test_training_ends_at_the_limit_of_steps(

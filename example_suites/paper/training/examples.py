@@ -163,12 +163,10 @@ def save(examples: Mapping[str, Examples], file: Path) -> None:
     )
 
 
-def load(file: Path, tasks: Iterable[str]) -> Examples:
+def load(file: Path, tasks: Iterable[str]) -> dict[str, Examples]:
     """Read the examples of some tasks from a file that :func:`save` wrote."""
     with safe_open(file, framework="pt") as tensors:
-        return join(
-            [
-                Examples(*(tensors.get_tensor(f"{task}.{name}") for name in _TENSORS))
-                for task in tasks
-            ]
-        )
+        return {
+            task: Examples(*(tensors.get_tensor(f"{task}.{name}") for name in _TENSORS))
+            for task in tasks
+        }

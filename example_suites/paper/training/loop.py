@@ -22,6 +22,8 @@ WARMUP_STEPS = 200
 # After the target is met, or with this share of the limits left, the rate falls to nought.
 COOLDOWN_STEPS = 1500
 COOLDOWN_SHARE = 0.3
+# Of a batch being one of a task, beside its share of wrong answers: what is known is not forgotten.
+_LEAST_WEIGHT = 0.1
 # Lengths are rounded up to this many tokens, so that few shapes are seen and little is padding.
 _GRAIN = 8
 
@@ -87,7 +89,7 @@ def exact_share(model: PreTrainedModel, examples: Examples) -> float:
 
 def train(
     model: PreTrainedModel,
-    examples: Examples,
+    examples: Mapping[str, Examples],
     validation: Mapping[str, Examples],
     limits: Limits,
     seed: int,
@@ -99,6 +101,8 @@ def train(
 ) -> Trained:
     """Train a model in place, on the device it is on.
 
+    The more validation questions of a task are answered wrongly, the more batches are of that task.
+
     The rate rises, stays, and falls to nought once the target is met or the limits are near
     (:data:`COOLDOWN_SHARE`). Given the same seed, device and limit of steps, and time enough, the
     same batches are seen and the same steps taken.
@@ -108,7 +112,7 @@ def train(
     model:
         The model; its weights are float32. On CUDA the forward runs in bfloat16.
     examples:
-        What it is trained on, on the model's device.
+        By task, what it is trained on, on the model's device.
     validation:
         By task, what it is checked on, on the model's device.
     limits:
@@ -124,7 +128,9 @@ def train(
     steps_between_checks:
         Steps between two looks at the validation questions.
     """
-    batches = _Batches(examples, tokens_per_batch, seed)
+    batches = {task: _Batches(some, tokens_per_batch, seed) for task, some in examples.items()}
+    choice = random.Random(seed)
+    weights = [1.0 for _ in batches]
     optimizer = _optimizer(model)
     half = torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda")
     start = logged = time.time()
@@ -134,13 +140,14 @@ def train(
     average, summed = math.nan, 0
     step = 0
     model.train()
-    while cooldown is None or cooldown.share_left(step) > 0:
+    while time.time() < limits.deadline and (cooldown is None or cooldown.share_left(step) > 0):
         rate = PEAK_RATE * min(1.0, (step + 1) / WARMUP_STEPS)
         if cooldown is not None:
             rate *= cooldown.share_left(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        ids, labels = batches.draw()
+        (task,) = choice.choices(list(batches), weights)
+        ids, labels = batches[task].draw()
         with half:
             loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         loss.backward()
@@ -155,6 +162,7 @@ def train(
         if checked:
             with half:
                 exact = {task: exact_share(model, some) for task, some in validation.items()}
+            weights = [_LEAST_WEIGHT + 1 - exact[each] for each in batches]
             average, summed = float(loss_sum) / summed, 0
             loss_sum.zero_()
         if checked and time.time() - logged >= seconds_between_checks:
@@ -219,8 +227,10 @@ def _cooldown(limits: Limits, start: float, step: int, met: bool) -> _Cooldown |
     last = step >= limits.steps - min(COOLDOWN_STEPS, int(COOLDOWN_SHARE * limits.steps))
     if not (met or late or last):
         return None
-    steps = limits.steps - step if late and not met else min(COOLDOWN_STEPS, limits.steps - step)
-    return _Cooldown(step, steps, now, left)
+    if late and not met:
+        return _Cooldown(step, limits.steps - step, now, left)
+    # By steps alone: the clock would tell two runs of one seed apart.
+    return _Cooldown(step, min(COOLDOWN_STEPS, limits.steps - step), now, math.inf)
 
 
 def _optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:
