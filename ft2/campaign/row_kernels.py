@@ -25,8 +25,8 @@ __all__ = ["attend"]
 _LOG2_E = 1.4426950408889634
 _PREFIX_COLUMNS = 32
 # How a row's own columns are gone over: benchmarks/row_attention.py compares others.
-OWN_COLUMNS = 32
-OWN_WARPS = 4
+OWN_COLUMNS = 16
+OWN_WARPS = 1
 _FEWEST_QUERIES = 16
 _MOST_QUERIES = 64
 # Of wide heads fewer fit into a multiprocessor's memory.
