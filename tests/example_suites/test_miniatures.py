@@ -16,7 +16,7 @@ from training.exam import share_answered
 FOLDER = Path(__file__).resolve().parents[2] / "example_suites" / "paper" / "miniatures"
 THERE = sorted(each.name for each in FOLDER.iterdir() if each.is_dir())
 # Of 300: train.py asks all of them.
-ASKED = 50
+ASKED = 100
 
 
 def test_what_is_there_are_miniatures() -> None:
