@@ -34,6 +34,8 @@ from ft2.forward.left_behind import LeftBehind
 __all__ = ["Asked", "Watch"]
 
 _UNDERSTOOD = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
+# So many modes, the first, are those of one call alone: they change hardly a digit.
+_MODES_OF_THE_CALL = 2
 _UNCHANGING = frozenset([bool, int, float, str, type(None)])
 _OF_THE_CALL = frozenset(
     ["attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"]
@@ -93,9 +95,20 @@ class Asked:
         return torch.cat([self.input_ids, self.input_ids.new_tensor(new)], 1)
 
     def is_current(self) -> bool:
-        """Whether the model and its weights are still those that were asked."""
+        """Whether what the model computes here and now is what it computed when it was asked.
+
+        Its weights are compared, its classes' forwards, and torch's modes: a fixture may have
+        changed them for its test alone.
+        """
         model = self.model()
-        return model is not None and self._surroundings[-1] == _weights(_modules(model))
+        if model is None:
+            return False
+        modules = _modules(model)
+        _, modes, *others = self._surroundings
+        return modes[_MODES_OF_THE_CALL:] == _modes(model)[_MODES_OF_THE_CALL:] and others == [
+            _forwards(modules),
+            _weights(modules),
+        ]
 
 
 class Watch:
@@ -361,10 +374,10 @@ def _modes(model: nn.Module) -> tuple[Any, ...]:
     """What outside the model its arithmetic depends on."""
     return (
         torch.is_inference_mode_enabled(),
+        torch.get_num_threads(),
         torch.get_default_dtype(),
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
-        torch.get_num_threads(),
         torch.backends.cuda.flash_sdp_enabled(),
         torch.backends.cuda.mem_efficient_sdp_enabled(),
         torch.backends.cuda.math_sdp_enabled(),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import ft2
 from ft2.campaign import Run, RunSpec
 from ft2.campaign.asked import Asked
 from tests.tiny_models import tiny_model
@@ -120,6 +121,40 @@ def test_a_patched_class_is_asked_something_else(monkeypatch: pytest.MonkeyPatch
     forward = kind.forward
     monkeypatch.setattr(kind, "forward", lambda module, states: forward(module, states))
     assert not before.is_as(asked_by(model))
+
+
+def patch_a_class(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    kind: Any = type(model.model.layers[0].mlp)
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda module, states: forward(module, states))
+
+
+def multiply_coarsely(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+
+
+def attend_otherwise(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "eager")
+
+
+@pytest.mark.parametrize("change", [patch_a_class, multiply_coarsely, attend_otherwise])
+def test_what_a_test_changes_for_itself_is_not_what_a_batch_computes(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch, Any], None]
+) -> None:
+    model = tiny_model()
+    with monkeypatch.context() as inside:
+        change(inside, model)
+        asked = asked_by(model)
+        assert asked.is_current()
+    assert asked.alone is None
+    assert not asked.is_current()
+
+
+def test_a_batch_computes_what_is_asked_in_inference_mode_under_protection() -> None:
+    model = tiny_model()
+    with torch.inference_mode(), ft2.protect(model, "ft2"):
+        asked = asked_by(model)
+    assert asked.is_current()
 
 
 def test_token_ids_of_another_type_are_another_call() -> None:
