@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from ft2.campaign.asked import Asked
-from ft2.campaign.batch_engine import BatchEngine, CannotBatchError
-from ft2.campaign.batch_size import fitting_rows, fixed_rows, returned_bytes, room_for_returned
+from ft2.campaign.batch_engine import CannotBatchError
+from ft2.campaign.batch_size import returned_bytes, room_for_returned
+from ft2.campaign.engines import LEAST_ROWS, Engine, Engines
 from ft2.campaign.outcome import is_harness_error, is_sticky
 from ft2.campaign.prompt import Continuation, Prompt
 from ft2.campaign.randomness import preserved_randomness
@@ -24,8 +24,6 @@ from ft2.faults import Fault
 __all__ = ["Ahead", "Batched", "GoldenCalls"]
 
 _HALF = (torch.float16, torch.bfloat16)
-_LEAST_ROWS = 8
-_ENGINES_KEPT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +110,6 @@ class Batched:
 
 
 @dataclass(eq=False)
-class _Engine:
-    engine: BatchEngine
-    model: nn.Module
-    prompts: dict[Prompt, int]
-    rows: int
-
-
-@dataclass(eq=False)
 class Ahead:
     """Computes the trials of a campaign, some at a time; golden runs are decoded once.
 
@@ -144,8 +134,10 @@ class Ahead:
     rows: int | None = None
     sharers: int = 1
     problem: str | None = None
-    _engines: dict[tuple[Prompt, ...], _Engine] = field(default_factory=dict)
-    _rows_tried: int = 0
+
+    @cached_property
+    def _engines(self) -> Engines:
+        return Engines(self.policy, self.bounds, self.correction, self.rows, self.sharers)
 
     def compute(
         self,
@@ -169,9 +161,10 @@ class Ahead:
         """
         found: dict[int, Batched | str] = {}
         together: dict[tuple[int, bool, int], list[tuple[int, int, Fault]]] = {}
+        alone = {golden: goldens[golden].alone for golden in {golden for _, golden, _ in trials}}
         for trial in trials:
             number, golden, _ = trial
-            reason = goldens[golden].alone
+            reason = alone[golden]
             if reason is not None:
                 found[number] = reason
                 continue
@@ -184,8 +177,8 @@ class Ahead:
         return found
 
     def forget(self) -> None:
-        """Give up the golden runs that are kept."""
-        self._engines.clear()
+        """Give up the golden runs that are kept, and their model."""
+        self._engines.forget()
 
     def _with_less_memory(
         self,
@@ -198,6 +191,7 @@ class Ahead:
         numbers = [number for number, _, _ in group]
         limit: int | None = None
         while True:
+            others_kept = Engines.are_kept()
             try:
                 with preserved_randomness():
                     return self._compute(goldens, group, is_half, limit, done)
@@ -206,20 +200,21 @@ class Ahead:
             except Exception as error:
                 if is_sticky(error):
                     raise
-                rows = self._rows_tried
-                self.forget()
                 if not is_harness_error(error):
+                    self.forget()
                     return dict.fromkeys(numbers, f"its batch raised {type(error).__name__}")
             # Outside of the handler, where the error holds no tensors any more.
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            rows = self._engines.rows_tried
+            Engines.free_memory()
+            if others_kept:
+                # Perhaps they were in the way, and not the batch.
+                continue
             if is_half:
                 self.problem = (
                     f"Memory ran out for batches of {rows} rows, and in half precision the batch "
                     f"is a part of the trial: use --ft2-batch={max(rows // 2, 1)}."
                 )
-            if is_half or rows // 2 < _LEAST_ROWS:
+            if is_half or rows // 2 < LEAST_ROWS:
                 return dict.fromkeys(numbers, "memory ran out for a batch")
             limit = rows // 2
 
@@ -237,12 +232,8 @@ class Ahead:
         assert model is not None
         prompts = {prompt: None for golden in sets for prompt in goldens[golden].prompts}
         found: dict[int, Batched | str] = {}
-        if is_half:
-            # One prompt at a time has a shape that depends on nothing else.
-            engines = [self._engine(model, (prompt,), True, limit) for prompt in prompts]
-        else:
-            engines = [self._engine(model, tuple(prompts), False, limit)]
-        place = {prompt: engine for engine in engines for prompt in engine.prompts}
+        place = self._engines.holding(model, list(prompts), is_half, limit)
+        engines = list(dict.fromkeys(place.values()))
         known = {golden: _known_calls(goldens[golden], place) for golden in sets}
         asked: dict[int, list[tuple[int, int, Fault]]] = {}
         kept = sum(_kept_bytes(model, goldens[golden], fault) for _, golden, fault in group)
@@ -267,8 +258,8 @@ class Ahead:
         for engine in engines:
             mine = asked.get(id(engine), [])
             if mine:
-                self._rows_tried = engine.rows
-                said = engine.engine.run([(prompt, fault) for _, prompt, fault in mine], done)
+                chosen = [(prompt, fault) for _, prompt, fault in mine]
+                said = self._engines.run(engine, chosen, done)
                 told += [
                     (number, each, engine.rows)
                     for (number, _, _), each in zip(mine, said, strict=True)
@@ -286,52 +277,18 @@ class Ahead:
                 found[number] = Batched(calls, fault.call, fault.row, continuation, rows, seconds)
         return found
 
-    def _engine(
-        self, model: Any, prompts: tuple[Prompt, ...], is_half: bool, limit: int | None
-    ) -> _Engine:
-        known = self._engines.get(prompts)
-        if known is not None and known.model is model and (limit is None or known.rows <= limit):
-            return known
-        if self.rows is not None:
-            rows = self.rows
-        elif is_half:
-            rows = fixed_rows(model, prompts[0])
-        else:
-            rows = fitting_rows(model, prompts, self.sharers)
-        rows = min(rows, limit or rows)
-        if is_half:
-            rows = max(rows, _LEAST_ROWS)
-        self._rows_tried = rows
-        engine = BatchEngine(
-            model,
-            prompts,
-            self.policy,
-            rows=rows,
-            fixed=is_half,
-            bounds=self.bounds,
-            correction=self.correction,
-        )
-        engine.prepare()
-        while len(self._engines) >= _ENGINES_KEPT * (len(prompts) if is_half else 1):
-            self._engines.pop(next(iter(self._engines)))
-        numbers = {prompt: number for number, prompt in enumerate(prompts)}
-        self._engines[prompts] = _Engine(engine, model, numbers, rows)
-        return self._engines[prompts]
-
 
 def _kept_bytes(model: Any, golden: GoldenCalls, fault: Fault) -> int:
     prompt = golden.asked[fault.call].prompts[fault.row]
     return returned_bytes(model, prompt) if prompt.returns else 0
 
 
-def _known_calls(golden: GoldenCalls, place: Mapping[Prompt, _Engine]) -> list[KnownCall] | str:
+def _known_calls(golden: GoldenCalls, place: Mapping[Prompt, Engine]) -> list[KnownCall] | str:
     """Return what each call is told, or a sentence if batches tell it something else."""
     calls = []
     for number in range(golden.calls):
         asked = golden.asked[number]
-        rows = [
-            place[prompt].engine.golden[place[prompt].prompts[prompt]] for prompt in asked.prompts
-        ]
+        rows = [place[prompt].golden(prompt) for prompt in asked.prompts]
         said = [row.said for row in rows]
         if asked.sequences(said).tolist() != [list(row) for row in golden.outputs[number]]:
             return "without any fault a batch says something else"

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from ft2.campaign.prompt import Prompt
 
-__all__ = ["fitting_rows", "fixed_rows", "returned_bytes", "room_for_returned"]
+__all__ = [
+    "fitting_rows",
+    "fixed_rows",
+    "golden_bytes",
+    "returned_bytes",
+    "room_for_golden",
+    "room_for_returned",
+]
 
 # More rows make a CPU's forward longer and no cheaper; an accelerator needs them to be busy.
 _MOST = {"cpu": 256, "cuda": 1024}
@@ -19,6 +27,7 @@ _LEAST = 8
 _FIXED = 32
 _FIXED_ON_LARGE = 256
 _SHARE = 0.5
+_SHARE_GOLDEN = 0.25
 _SHARE_RETURNED = 0.2
 
 
@@ -57,6 +66,17 @@ def fixed_rows(model: Any, prompt: Prompt) -> int:
     room = int(_SHARE * torch.cuda.get_device_properties(device).total_memory)
     fits = held + kept + 2 * _FIXED_ON_LARGE * row <= room
     return _FIXED_ON_LARGE if fits else _FIXED
+
+
+def golden_bytes(model: Any, prompts: Sequence[Prompt]) -> int:
+    """Return how many bytes the golden runs of some prompts take while they are kept."""
+    return _needed(model, prompts)[0]
+
+
+def room_for_golden(model: Any, sharers: int, kept: int) -> int:
+    """Return how many bytes all golden runs may take, of which `kept` are taken already."""
+    device = model.get_input_embeddings().weight.device
+    return int(_SHARE_GOLDEN * (_free(device) / _sharers(device, sharers) + kept))
 
 
 def returned_bytes(model: Any, prompt: Prompt) -> int:
@@ -106,4 +126,14 @@ def _free(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _free_of_machine()
+
+
+def _free_of_machine() -> int:
+    # What files are cached in is free, too, where the system tells how much that is.
+    with suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as told:
+        line = next(line for line in told if line.startswith("MemAvailable:"))
+        return 1024 * int(line.split()[1])
+    known = "SC_AVPHYS_PAGES" in os.sysconf_names
+    pages = os.sysconf("SC_AVPHYS_PAGES") if known else os.sysconf("SC_PHYS_PAGES") // 2
+    return pages * os.sysconf("SC_PAGE_SIZE")

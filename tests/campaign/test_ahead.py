@@ -83,6 +83,29 @@ def test_in_half_precision_memory_that_runs_out_asks_for_a_smaller_batch(
     assert "use --ft2-batch=16" in ahead.problem
 
 
+def test_golden_runs_that_are_kept_make_room_before_a_batch_is_halved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model(dtype=torch.float16)
+    first, faults = golden(model)
+    second, _ = golden(model, lambda model: ask(model, torch.tensor([[7, 3, 9]])))
+    kept = Ahead("none", rows=32)
+    compute(kept, first, faults)
+    advance = RowBatch.advance
+
+    def crowded(batch: RowBatch) -> list[int]:
+        if kept._engines._kept:
+            raise MemoryError
+        return advance(batch)
+
+    monkeypatch.setattr(RowBatch, "advance", crowded)
+    ahead = Ahead("ft2", rows=32)
+    found = compute(ahead, second, [fault for fault in faults if fault.position < 3])
+    assert said(found)
+    assert ahead.problem is None
+    assert {each.batch for each in found if isinstance(each, Batched)} == {32}
+
+
 def test_an_exception_in_a_batch_leaves_its_trials_to_run_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
