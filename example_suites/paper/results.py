@@ -12,7 +12,10 @@ from typing import Any
 from ft2.verdict import Pairs, interval
 from trials import DUE, RIGHT, SDC, UNREACHED, FaultFree, FaultSet
 
-__all__ = ["Cell", "Entry", "Place", "Results", "pairs", "pooled"]
+__all__ = ["CHANGED", "Cell", "Entry", "Place", "Results", "pairs", "pooled"]
+
+# The letters of texts other than the fault-free one, right or wrong.
+CHANGED = RIGHT + SDC
 
 _FORMAT, _VERSION = "ft2 paper evaluation", 1
 
@@ -95,7 +98,7 @@ class Entry:
     @property
     def changed(self) -> int:
         """Texts other than the fault-free one, right or wrong."""
-        return self.sdc + self.outcomes.count(RIGHT)
+        return sum(self.outcomes.count(letter) for letter in CHANGED)
 
     @property
     def rate(self) -> float:
@@ -121,13 +124,14 @@ class Entry:
         )
 
 
-def pairs(before: Sequence[Entry], after: Sequence[Entry]) -> Pairs:
+def pairs(before: Sequence[Entry], after: Sequence[Entry], events: str = SDC) -> Pairs:
     """Pair the same faults under two protections, over some cells.
 
-    Faults that struck under one of them alone are left out.
+    Faults that struck under one of them alone are left out. `events` are the letters that count:
+    SDCs, or with ``CHANGED`` every text that is not the fault-free one.
     """
     return Pairs.of(
-        (one == SDC, other == SDC)
+        (one in events, other in events)
         for here, there in zip(before, after, strict=True)
         for one, other in zip(here.outcomes, there.outcomes, strict=True)
         if UNREACHED not in (one, other)
