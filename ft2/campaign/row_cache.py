@@ -102,8 +102,12 @@ class Prefixes:
         return [(keys[one].clone(), values[one].clone()) for keys, values in both]
 
     def put(self, places: Tensor, other: Prefixes, theirs: Tensor, column: int) -> None:
-        """Copy prefixes of `other` to `places`, both int64 (copied,), from `column` on."""
+        """Copy prefixes of `other` to `places`, both int64 (copied,), from `column` on.
+
+        What was there before is gone: what is hidden weighs nothing, but 0 times NaN is NaN.
+        """
         for here, there in self._layers(other):
+            here[places, :, :column] = 0
             here[places, :, column : column + there.shape[2]] = there[theirs]
 
     def extend(self, column: int, own: RowCache, rows: slice) -> None:
@@ -156,7 +160,7 @@ class RowCache:
         self.start[rows] = start
         self.stop[rows] = stop
         if self._kernels is None:
-            # What a row leaves behind is hidden, but a hidden NaN is still one when it is added up.
+            # What a row leaves behind is hidden, which does not help against NaN.
             for each in (*self.keys, *self.values):
                 each[rows] = 0
 
