@@ -214,6 +214,11 @@ class BatchEngine(Listener):
         -------
         list
             What became of each; None where its golden run ends before the fault's step.
+
+        Raises
+        ------
+        CannotBatchError
+            If a fault strikes a layer that a forward runs several times.
         """
         found: list[Continuation | None] = [None] * len(trials)
 
@@ -224,6 +229,8 @@ class BatchEngine(Listener):
 
         by_prompt: dict[int, list[int]] = {}
         for number, (prompt, fault) in enumerate(trials):
+            if fault.position >= (1 if fault.step else len(self._prompts[prompt].tokens)):
+                raise CannotBatchError(f"{fault.layer} runs several times in a forward")
             if fault.step < len(self._golden[prompt].said):
                 by_prompt.setdefault(prompt, []).append(number)
         prompts = sorted(by_prompt)
@@ -403,6 +410,9 @@ class BatchEngine(Listener):
             protection = attached.enter_context(self._protect())
             self._policy = protection.policy
             attached.enter_context(torch.no_grad())
+            if self._device.type == "cuda":
+                # Kernels of Triton are launched where the process is, not where their data are.
+                attached.enter_context(torch.cuda.device(self._device))
             try:
                 yield
             except NotImplementedError as error:

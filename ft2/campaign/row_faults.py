@@ -68,6 +68,7 @@ class RowFaults:
         self._host = torch.full((3, rows), -1, dtype=torch.int64, pin_memory=on_cuda)
         self._sent = self._host.to(weight.device, copy=True)
         self._is_clear = True
+        self._run: set[int] = set()
         # The patterns that were there before.
         self.before = torch.full((rows,), _UNTOUCHED, dtype=torch.int64, device=weight.device)
 
@@ -112,7 +113,14 @@ class RowFaults:
 
     @contextmanager
     def attached(self) -> Generator[None, None, None]:
-        """Strike in the forwards that are computed, or recorded, inside."""
+        """Strike in the forward that is computed, or recorded, inside.
+
+        Raises
+        ------
+        NotImplementedError
+            If it runs a layer several times: each time it would be struck.
+        """
+        self._run.clear()
         taps = attach(self._model, self._found, Order.INJECT, self._transform, _no_vectors)
         try:
             yield
@@ -138,6 +146,9 @@ class RowFaults:
         number = self._numbers[projection.name]
 
         def transform(output: Tensor) -> Tensor:
+            if number in self._run:
+                raise NotImplementedError(f"{projection.name} runs several times in a forward")
+            self._run.add(number)
             output = output.contiguous()
             self._strike(output.view(self._rows, -1), self._sent, self.before, number)
             return output

@@ -255,6 +255,18 @@ def test_a_window_shorter_than_the_text_cannot_be_batched() -> None:
         BatchEngine(model, PROMPTS).prepare()
 
 
+def test_a_layer_that_a_forward_runs_twice_cannot_be_struck_in_a_batch() -> None:
+    model = tiny_model()
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    engine = BatchEngine(model, PROMPTS)
+    engine.prepare()
+    trials = sample(model, PROMPTS, 60, "exp")
+    steps = [(number, fault) for number, fault in trials if fault.step == 0 or fault.position]
+    for chosen in (trials, [each for each in steps if each[1].step], steps):
+        with pytest.raises(CannotBatchError, match=r"mlp\..* runs several times in a forward"):
+            engine.run(chosen)
+
+
 def test_experts_that_learn_bounds_while_they_decode_cannot_be_batched() -> None:
     model = small_model("mixtral", sliding_window=None)
     with pytest.raises(CannotBatchError, match="experts learn bounds"):

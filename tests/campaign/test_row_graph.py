@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ft2.campaign import Recorder, row_graph
-from ft2.campaign.batch_engine import BatchEngine
+from ft2.campaign.batch_engine import BatchEngine, CannotBatchError
 from ft2.campaign.prompt import Continuation, Prompt
 from ft2.campaign.row_faults import RowFaults, strike_for
 from ft2.faults import Draw, Fault, Injection, fault_model, flip, format_of
@@ -128,6 +128,14 @@ def test_recomputing_is_not_recorded() -> None:
     spent = compare("ft2-recompute", rows=16, fixed=True).spent
     assert spent.replayed == 0
     assert "ft2-recompute" in str(spent.not_recorded)
+
+
+def test_a_layer_that_a_forward_runs_twice_is_not_struck_twice() -> None:
+    found = tiny_model(dtype=model("llama").dtype).to(DEVICE)
+    found.model.layers[1].mlp = found.model.layers[0].mlp
+    engine = BatchEngine(found, PROMPTS[:1], rows=16, fixed=True)
+    with pytest.raises(CannotBatchError, match=r"mlp\..* runs several times in a forward"):
+        engine.prepare()
 
 
 def test_hooks_hear_of_every_forward() -> None:
