@@ -93,7 +93,7 @@ def attempt(
     item.config.stash[ACTIVE_RUN] = run
     started = time.perf_counter()
     try:
-        with _own_warnings(item):
+        with _own_warnings(item), _short_failures(item.config):
             with Deadline(seconds, item.config) as deadline:
                 _phase(item, "setup", result, run=run, model_fixture=model_fixture)
                 if not result.failed and result.skipped is None and result.xfailed is None:
@@ -156,6 +156,17 @@ def _own_warnings(item: pytest.Function) -> Generator[None, None, None]:
             for text in mark.args:
                 warnings.filterwarnings(*parse_warning_filter(text, escape=False))
         yield
+
+
+@contextmanager
+def _short_failures(config: pytest.Config) -> Generator[None, None, None]:
+    """Have failures told by their values alone: nobody sees a traceback, and one takes long."""
+    style = config.option.tbstyle
+    config.option.tbstyle = "value"
+    try:
+        yield
+    finally:
+        config.option.tbstyle = style
 
 
 def _phase(

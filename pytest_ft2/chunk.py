@@ -17,11 +17,11 @@ from ft2.campaign import (
     Outcome,
     Replies,
     RunSpec,
+    Watched,
     is_sticky,
     preserved_randomness,
 )
 from ft2.faults import Draw, Fault, fault_model, sample_top_bit, stratum_of
-from pytest_ft2.batching import is_watched
 from pytest_ft2.crashes import crashed_trials, leave_to_another_process
 from pytest_ft2.deadline import last_resort
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
@@ -114,6 +114,7 @@ class _ChunkRun:
         self.errors: list[str] = []
         self._faults: dict[int, Fault] = {}
         self._computed: dict[int, Batched | str] = {}
+        self._watched = Watched(self.plan.planned, may_stop=self.plan.stop == "early")
 
     def run(self) -> None:
         """Run golden runs, then trials, then a golden run again; keep the harness's errors."""
@@ -299,7 +300,7 @@ class _ChunkRun:
         }
         if ended.error is not None:
             self.errors.append(f"Trial {trial}: {ended.error}")
-        if isinstance(computed, Batched) and is_watched(trial, self.plan.planned):
+        if self._watched.takes(trial, isinstance(computed, Batched)):
             record["alike"] = self._watch(trial, number, fault, ended)
         send(self.chunk, "trial", [record])
 
