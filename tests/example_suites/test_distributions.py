@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, OPTConfig
 
 from distributions import (
     EDGES,
+    HERE,
     block_projections,
     histogram,
     output_values,
@@ -92,6 +93,7 @@ def test_a_histogram_holds_every_value_once() -> None:
     assert [found[at] for at in (0, 2, 6, 7, 9, 12)] == [12.5, 12.5, 25, 12.5, 12.5, 25]
 
 
+@pytest.mark.skipif(not (HERE / "miniatures").is_dir(), reason="there are no miniatures")
 def test_a_miniature_has_a_table_of_each_kind() -> None:
     text = tables("vicuna-7b-mini", 1, "squad", 0)
     for kind, critical in {"gate_proj": "no", "up_proj": "yes", "down_proj": "yes"}.items():

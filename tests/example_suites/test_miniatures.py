@@ -14,13 +14,15 @@ from training.architectures import MINIATURES
 from training.exam import share_answered
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_suites" / "paper" / "miniatures"
+if not FOLDER.is_dir():
+    pytest.skip("source distributions leave the miniatures out", allow_module_level=True)
 THERE = sorted(each.name for each in FOLDER.iterdir() if each.is_dir())
 # Of 300: train.py asks all of them.
 ASKED = 100
 
 
-def test_what_is_there_are_miniatures() -> None:
-    assert set(THERE) <= set(MINIATURES)
+def test_all_seven_are_there_and_nothing_else() -> None:
+    assert set(THERE) == set(MINIATURES)
 
 
 def test_all_files_together_are_small() -> None:
