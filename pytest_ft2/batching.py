@@ -7,16 +7,9 @@ from dataclasses import dataclass, field
 
 from pytest_ft2.plan import Payload
 
-__all__ = ["Batching", "is_watched"]
+__all__ = ["Batching"]
 
-_LEAST_WATCHED = 5
 _REASONS_SHOWN = 3
-
-
-def is_watched(trial: int, planned: int) -> bool:
-    """Whether a batched trial is to run again alone: 1 % of a campaign's, and at least 5."""
-    watched = min(planned, max(_LEAST_WATCHED, -(-planned // 100)))
-    return trial * watched // planned != (trial - 1) * watched // planned
 
 
 @dataclass

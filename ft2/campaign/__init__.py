@@ -7,6 +7,7 @@ from ft2.campaign.outcome import Outcome, is_harness_error, is_sticky, outcome_o
 from ft2.campaign.randomness import preserved_randomness, seed_everything
 from ft2.campaign.replies import Replies
 from ft2.campaign.run import Run, RunSpec
+from ft2.campaign.watched import Watched
 
 __all__ = [
     "Ahead",
@@ -20,6 +21,7 @@ __all__ = [
     "Replies",
     "Run",
     "RunSpec",
+    "Watched",
     "is_harness_error",
     "is_sticky",
     "outcome_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from ft2.campaign.outcome import is_harness_error, outcome_of
 from ft2.campaign.randomness import preserved_randomness, seed_everything
 from ft2.campaign.replies import Replies
 from ft2.campaign.run import Run, RunSpec
+from ft2.campaign.watched import Watched
 from ft2.faults import Draw, Fault
 from ft2.faults import fault_model as fault_model_called
 from ft2.layers import unwrap
@@ -51,7 +53,8 @@ class Campaign:
         ``require``: the fault-free model must answer all prompts rightly. ``exclude``: prompts that
         it answers wrongly are left out.
     batch:
-        Rows of a batch, at most; 1: one trial at a time; None: what fits into the memory.
+        Rows of a batch, at most; 1: one trial at a time; None: what fits into the memory. In fp16
+        and bf16 each prompt has a batch of exactly so many rows.
     generation:
         Arguments of ``generate``, such as ``max_new_tokens``.
 
@@ -108,7 +111,10 @@ class Campaign:
         -------
         list of dict
             A record of each trial, with plain values: what ``pandas.DataFrame`` takes, and what
-            :func:`ft2.compare` takes of two campaigns.
+            :func:`ft2.compare` takes of two campaigns. ``batch`` is how many rows its batch had at
+            most, ``alone`` why it had none. 1 % of the batched trials, and at least 5, run again
+            alone; ``alike`` says whether they ended alike. If one did not, and no rounding of half
+            precision explains it, there is a warning.
 
         Raises
         ------
@@ -150,12 +156,26 @@ class Campaign:
                 )
                 calls = {place: each for place, (_, _, each) in enumerate(goldens)}
                 computed = ahead.compute(calls, faults, bar.update)
+                if ahead.problem is not None:
+                    warnings.warn(ahead.problem, RuntimeWarning, stacklevel=2)
             records = []
+            watched = Watched(len(faults))
             for trial, place, fault in faults:
-                known = computed.get(trial)
-                records.append(self._record(trial, goldens[place][0], fault, known))
+                number, known = goldens[place][0], computed.get(trial)
+                record = self._record(trial, number, fault, known)
+                if watched.takes(trial, record["batch"] > 1):
+                    alone = self._record(trial, number, fault, None)
+                    record["alike"] = alone["outcome"] == record["outcome"]
+                records.append(record)
                 if not isinstance(known, Batched):
                     bar.update()
+        different = [each["trial"] for each in records if each["alike"] is False]
+        if different and not any(calls.is_half for _, _, calls in goldens):
+            sentence = (
+                f"{len(different)} trials, {different[0]} say, end differently in a batch and "
+                "alone, which no rounding explains: use batch=1."
+            )
+            warnings.warn(sentence, RuntimeWarning, stacklevel=2)
         return records
 
     def _spec(self, fault: Fault | None = None, record: bool = False) -> RunSpec:
@@ -232,4 +252,5 @@ class Campaign:
             "corrected": run.corrected,
             "batch": known.batch if isinstance(known, Batched) else 1,
             "alone": known if isinstance(known, str) else None,
+            "alike": None,
         }

@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ft2
+from ft2.campaign import Batched, Replies
 from ft2.campaign.judges import judge
+from ft2.campaign.row_batch import RowBatch
 from tests.tiny_models import tiny_model
 
 LLAMA = Path(__file__).resolve().parents[2] / "example_suites" / "quickstart" / "models" / "llama"
@@ -43,6 +45,38 @@ def test_batched_trials_end_as_those_one_at_a_time(llama: dict[str, Any], protec
     assert {each["batch"] for each in batched} == {32}
     assert {each["batch"] for each in alone} == {1}
     assert all(each["landed"] for each in batched)
+
+
+def test_some_batched_trials_run_again_alone(
+    llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**ASKED, **llama, "faults": 20}
+    records = ft2.Campaign(**asked).run(progress=False)
+    assert [each["alike"] for each in records].count(True) == 5
+    assert [each["alike"] for each in records].count(None) == 15
+    replies = Batched.replies
+
+    def wrong(batched: Batched) -> Replies:
+        found = replies(batched)
+        found._continuation.said[:] = [3]
+        return found
+
+    monkeypatch.setattr(Batched, "replies", wrong)
+    with pytest.warns(RuntimeWarning, match=r"end differently in a batch and alone"):
+        records = ft2.Campaign(**asked).run(progress=False)
+    assert [each["alike"] for each in records].count(False) > 0
+
+
+def test_memory_that_runs_out_in_half_precision_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(batch: RowBatch) -> list[int]:
+        raise MemoryError
+
+    monkeypatch.setattr(RowBatch, "advance", too_large)
+    model = tiny_model(dtype=torch.float16)
+    campaign = ft2.Campaign(model, [[1, 5]], [None], lambda said, answer: True, faults=6, batch=16)
+    with pytest.warns(RuntimeWarning, match="use --ft2-batch=8"):
+        records = campaign.run(progress=False)
+    assert [each["landed"] for each in records] == [True] * 6
 
 
 def test_the_same_faults_under_two_protections_are_compared(llama: dict[str, Any]) -> None:
