@@ -18,7 +18,7 @@ from pytest_ft2.reports import skip_reason
 if TYPE_CHECKING:
     from ft2.campaign import Run
 
-__all__ = ["ACTIVE_RUN", "Attempt", "attempt", "cached_model", "renew"]
+__all__ = ["ACTIVE_RUN", "Attempt", "attempt", "cached_model", "model_definition", "renew"]
 
 Phase = Literal["setup", "call", "teardown"]
 
@@ -137,12 +137,18 @@ def renew(item: pytest.Function) -> None:
 
 def cached_model(item: pytest.Function, model_fixture: str) -> Any:
     """Return the model, if its fixture was set up before and is still alive; else None."""
+    definition = model_definition(item, model_fixture)
+    cached = None if definition is None else definition.cached_result
+    return cached[0] if cached is not None and cached[2] is None else None
+
+
+def model_definition(item: pytest.Function, model_fixture: str) -> pytest.FixtureDef[Any] | None:
+    """Return the fixture that an item gets its model from; None if there is none."""
     definitions = item._fixtureinfo.name2fixturedefs.get(model_fixture)
     if definitions is None:
         # The test may ask for it by request.getfixturevalue.
         definitions = item.session._fixturemanager.getfixturedefs(model_fixture, item)
-    cached = definitions[-1].cached_result if definitions else None
-    return cached[0] if cached is not None and cached[2] is None else None
+    return definitions[-1] if definitions else None
 
 
 @contextmanager

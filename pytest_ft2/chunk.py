@@ -65,7 +65,8 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
     seconds = time.perf_counter() - started
     send(chunk, "call", [], failure=shown or None, skipped=run.all_skipped, seconds=seconds)
     if not isinstance(nextitem, ChunkItem) or nextitem.campaign is not chunk.campaign:
-        run.forget()
+        # Another chunk may follow later, where tests are shuffled.
+        run.goldens.forget_with_model()
     send(chunk, "teardown", [], failure=tear_down(chunk, nextitem))
     hooks.pytest_runtest_logfinish(nodeid=chunk.nodeid, location=chunk.location)
 
@@ -337,11 +338,6 @@ class _ChunkRun:
             leave_to_another_process(self.chunk.config)
             where = f"trial {trial} of {self.plan.key}"
             self.chunk.config.stash[_LOST_DEVICE] = (where, str(ended.lost))
-
-    def forget(self) -> None:
-        """Give up the model and the golden runs' keys and values."""
-        self._computed = {}
-        self.goldens.state.ahead = None
 
     def lose_device(self, where: str, error: BaseException) -> None:
         """Note that the device is unusable since something ran, and run nothing more on it."""

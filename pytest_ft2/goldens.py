@@ -12,7 +12,7 @@ import torch
 from ft2.campaign import Ahead, Golden, GoldenCalls, Replies, Run, RunSpec, seed_everything
 from ft2.faults import OTHER_BITS, TOP_BIT, fault_model, top_bit_weight
 from ft2.layers import unwrap
-from pytest_ft2.attempt import Attempt, attempt, cached_model
+from pytest_ft2.attempt import Attempt, attempt, cached_model, model_definition
 from pytest_ft2.environment import environment
 from pytest_ft2.items import Campaign
 from pytest_ft2.plan import GatePlan, Payload
@@ -67,11 +67,15 @@ class CampaignState:
     by_item:
         Digests of the goldens that the user's own items made in this process, by set number.
     ahead:
-        Computes trials before their tests ask for them; None until it is needed.
+        Computes trials before their tests ask for them; None until it is needed, and when the model
+        is given up.
+    ends_with_model:
+        Whether it is given up when the model's fixture is torn down.
     """
 
     by_item: dict[int, str] = field(default_factory=dict)
     ahead: Ahead | None = None
+    ends_with_model: bool = False
     sets: dict[int, GoldenSet] = field(default_factory=dict)
 
 
@@ -123,6 +127,23 @@ class GoldenRunner:
             known.calls = GoldenCalls(run.asked, run.calls, run.golden.outputs, run.returned)
         known.is_model_fleeting = not self._asks_current(number, known)
         return known.calls
+
+    def forget_with_model(self) -> None:
+        """Give up what is computed ahead of trials when the model's fixture is torn down.
+
+        Where that has happened already it is given up at once.
+        """
+        item = self.campaign.sets[0]
+        definition = model_definition(item, self._model_fixture)
+        if definition is None or cached_model(item, self._model_fixture) is None:
+            self.state.ahead = None
+        elif self.state.ahead is not None and not self.state.ends_with_model:
+            self.state.ends_with_model = True
+            definition.addfinalizer(self._forget)
+
+    def _forget(self) -> None:
+        self.state.ahead = None
+        self.state.ends_with_model = False
 
     def _asks_current(self, number: int, known: GoldenSet) -> bool:
         model = cached_model(self.campaign.sets[number], self._model_fixture)

@@ -309,6 +309,56 @@ def test_a_trial_whose_test_never_asks_runs_again_alone(project: Project) -> Non
     assert {trial["batch"] for trial in campaign["trials"]} == {1, 64}
 
 
+TWO_GATES = f"""
+import pytest
+from conftest import generate
+from ft2.campaign.batch_engine import BatchEngine
+
+@pytest.fixture(scope="module")
+def model(model):
+    yield model
+    with open("decoded.txt", "a") as file:
+        print("torn down", file=file)
+
+@pytest.fixture(scope="session", autouse=True)
+def decoded():
+    prepare = BatchEngine.prepare
+
+    def watched(engine):
+        with open("decoded.txt", "a") as file:
+            print("decoded", file=file)
+        return prepare(engine)
+
+    BatchEngine.prepare = watched
+    yield
+    BatchEngine.prepare = prepare
+
+@pytest.mark.sdc_budget(100)
+def test_one(model):
+    assert generate(model) == {RIGHT}
+
+@pytest.mark.sdc_budget(100)
+def test_two(model):
+    assert generate(model, max_new_tokens=4) == {RIGHT}[:8]
+"""
+
+# Chunks of two gates, in turns.
+IN_TURNS = """
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: (item.name.endswith("gate]"), item.name.partition("[")[2]))
+"""
+
+
+def test_gates_that_take_turns_decode_their_golden_runs_once(project: Project) -> None:
+    conftest = project.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + IN_TURNS)
+    result = run(project, TWO_GATES, *BATCHES, "--ft2-chunk=10", "-p", "no:randomly")
+    assert [each["verdict"] for each in project.json()["campaigns"]] == ["pass", "pass"]
+    result.stdout.fnmatch_lines(["  40 trials were computed in batches*"] * 2)
+    noted = (project.path / "decoded.txt").read_text().splitlines()
+    assert noted == ["decoded"] * 2 + ["torn down"]
+
+
 # The test reads what the last forward left in the model.
 LEFT_BEHIND = """
 import pytest
