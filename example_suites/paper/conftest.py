@@ -16,10 +16,10 @@ from evaluate import MINIATURES, load_questions, miniature, read_data
 from figures import Figure, Selection
 from ft2.faults import format_of
 from precision import Precision
-from protections import protections
+from protections import NONE, protections
 from pytest_ft2.options import SETTINGS
 from readers import BadFileError, Question
-from results import Cell, Entry, Results
+from results import Cell, Entry, Results, pairs
 from subject import Subject, TooFewQuestionsError, make_subject
 from trials import FaultSet
 
@@ -178,6 +178,16 @@ class Numbers:
         ]
         (entry,) = found
         return entry
+
+    def points_above_none(self, label: str, faults: FaultSet | None = None) -> float:
+        """Return how far a protection's SDC rate lies above that without any, on the same faults.
+
+        Where none of them does harm, nothing can be said: the test is skipped.
+        """
+        before = self.of(NONE, faults)
+        if not before.sdc:
+            pytest.skip(f"none of {before.trials} faults became an SDC: --ft2-faults takes more")
+        return pairs([before], [self.of(label, faults)]).difference
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from figures import FIGURES
-from protections import FT2, NONE
-from results import pairs
+from protections import FT2
 
 
 @pytest.mark.paper(task="squad", models=["opt-6.7b-mini", "gptj-6b-mini"])
@@ -17,4 +16,4 @@ from results import pairs
 def test_ft2_prevents_sdcs_in_either_format(measured: Callable[..., Any], encoding: str) -> None:
     """Whichever bits are flipped."""
     numbers = measured(FIGURES["15"], encoding)
-    assert pairs([numbers.of(NONE)], [numbers.of(FT2)]).difference <= 0
+    assert numbers.points_above_none(FT2) < 0

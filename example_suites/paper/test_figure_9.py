@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from figures import FIGURES
-from protections import FT2, NONE
-from results import pairs
+from protections import FT2
 
 
 @pytest.mark.paper(task="gsm8k", models=["qwen2-7b-mini"])
@@ -21,5 +20,5 @@ def test_wider_bounds_touch_fewer_healthy_values_and_still_prevent_sdcs(
     own = numbers.of(FT2)
     narrow, wide = numbers.of(f"{FT2}, scale 1"), numbers.of(f"{FT2}, scale 4")
     assert narrow.fault_free.corrected >= own.fault_free.corrected >= wide.fault_free.corrected
-    assert pairs([numbers.of(NONE)], [own]).difference <= 0
     assert own.fault_free.wrong == 0
+    assert numbers.points_above_none(FT2) < 0
