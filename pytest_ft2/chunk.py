@@ -43,7 +43,10 @@ _ERRORS_SHOWN = 5
 
 _SEARCHED = pytest.StashKey[bool]()
 
-_LOST_DEVICE = pytest.StashKey[tuple[str, str]]()
+# What ran when the device was lost, the error, and what helps.
+_LOST_DEVICE = pytest.StashKey[tuple[str, str, str]]()
+_ELSEWHERE = "run them in other processes, with -n and a smaller --ft2-chunk"
+_ONE_BY_ONE = "use --ft2-batch=1, to see which trial it is"
 
 
 def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
@@ -145,6 +148,8 @@ class _ChunkRun:
         if not trials:
             return
         self._computed = self._compute_ahead(trials)
+        if self._device_is_lost():
+            return
         _collect_garbage(self.chunk.config)
         with last_resort():
             for trial, number in trials:
@@ -264,7 +269,14 @@ class _ChunkRun:
             protected: dict[str, Any] = dict(self.plan.protected)
             policy = protected.pop("protection")
             state.ahead = Ahead(policy, rows=settings.batch, sharers=sharers, **protected)
-        found = state.ahead.compute(goldens, asked)
+        try:
+            found = state.ahead.compute(goldens, asked)
+        except RuntimeError as error:
+            if not is_sticky(error):
+                raise
+            where = f"a batch of {self.chunk.nodeid}"
+            self.chunk.config.stash[_LOST_DEVICE] = (where, str(error), _ONE_BY_ONE)
+            return {}
         if state.ahead.problem is not None:
             self._report_problem(state.ahead.problem)
         return found
@@ -352,11 +364,11 @@ class _ChunkRun:
         if ended.lost is not None:
             leave_to_another_process(self.chunk.config)
             where = f"trial {trial} of {self.plan.key}"
-            self.chunk.config.stash[_LOST_DEVICE] = (where, str(ended.lost))
+            self.chunk.config.stash[_LOST_DEVICE] = (where, str(ended.lost), _ELSEWHERE)
 
     def lose_device(self, where: str, error: BaseException) -> None:
         """Note that the device is unusable since something ran, and run nothing more on it."""
-        self.chunk.config.stash.setdefault(_LOST_DEVICE, (where, str(error)))
+        self.chunk.config.stash.setdefault(_LOST_DEVICE, (where, str(error), _ELSEWHERE))
         self._device_is_lost()
 
     def _device_is_lost(self) -> bool:
@@ -364,11 +376,10 @@ class _ChunkRun:
         lost = self.chunk.config.stash.get(_LOST_DEVICE, None)
         if lost is None:
             return False
-        trial, error = lost
+        where, error, remedy = lost
         self._report_problem(
-            f"The device cannot be trusted since {trial} ended in an error that stays with it "
-            f"({first_line(error)}), so the trials behind it were not run: run them in other "
-            "processes, with -n and a smaller --ft2-chunk."
+            f"The device cannot be trusted since {where} ended in an error that stays with it "
+            f"({first_line(error)}), so the trials behind it were not run: {remedy}."
         )
         return True
 

@@ -67,6 +67,28 @@ def test_trials_behind_a_lost_device_that_no_other_process_runs_are_lost_and_no_
     assert campaign["masked"] + campaign["sdc"] + campaign["due"] < 8
 
 
+def test_a_device_that_a_batch_loses_makes_no_trial_a_due(project: Project) -> None:
+    conftest = project.path / "conftest.py"
+    lost = f"""
+from ft2.campaign.batch_engine import BatchEngine
+
+
+def lose(engine, trials, done):
+    {LOST_DEVICE}
+
+
+BatchEngine.run = lose
+"""
+    conftest.write_text(conftest.read_text() + lost)
+    write_crash(project, "pass", "(100)")
+    project.run(*CRASHING, "-o", "ft2_batch=8")
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "incomplete"
+    assert "since a batch of test_it.py::test_answer[faults-0-7] ended" in campaign["reason"]
+    assert "use --ft2-batch=1" in campaign["reason"]
+    assert campaign["trials"] == []
+
+
 def test_trials_that_end_their_workers_are_held_against_their_budget(project: Project) -> None:
     write_crash(project, "os._exit(0)", "(100, due_budget=1)")
     result = project.run_apart("-n1", *CRASHING)
