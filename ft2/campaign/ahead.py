@@ -209,12 +209,13 @@ class Ahead:
             if others_kept:
                 # Perhaps they were in the way, and not the batch.
                 continue
+            can_be_halved = rows // 2 >= LEAST_ROWS
             if is_half:
                 self.problem = (
                     f"Memory ran out for batches of {rows} rows, and in half precision the batch "
-                    f"is a part of the trial: use --ft2-batch={max(rows // 2, 1)}."
+                    f"is a part of the trial: use --ft2-batch={rows // 2 if can_be_halved else 1}."
                 )
-            if is_half or rows // 2 < LEAST_ROWS:
+            if is_half or not can_be_halved:
                 return dict.fromkeys(numbers, "memory ran out for a batch")
             limit = rows // 2
 

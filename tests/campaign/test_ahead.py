@@ -67,8 +67,9 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_trial(
     assert {each.batch for each in found if isinstance(each, Batched)} == {8}
 
 
+@pytest.mark.parametrize(("rows", "instead"), [(32, 16), (16, 8), (8, 1), (4, 1)])
 def test_in_half_precision_memory_that_runs_out_asks_for_a_smaller_batch(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, rows: int, instead: int
 ) -> None:
     model = tiny_model(dtype=torch.float16)
     calls, faults = golden(model)
@@ -77,10 +78,10 @@ def test_in_half_precision_memory_that_runs_out_asks_for_a_smaller_batch(
         raise MemoryError
 
     monkeypatch.setattr(RowBatch, "advance", too_large)
-    ahead = Ahead("ft2", rows=32)
+    ahead = Ahead("ft2", rows=rows)
     assert set(compute(ahead, calls, faults)) == {"memory ran out for a batch"}
     assert ahead.problem is not None
-    assert "use --ft2-batch=16" in ahead.problem
+    assert f"use --ft2-batch={instead}." in ahead.problem
 
 
 def test_golden_runs_that_are_kept_make_room_before_a_batch_is_halved(
