@@ -129,8 +129,8 @@ def watch_forwards(before: int, windows: int, device: str) -> Generator[list[Win
         advance = RowBatch.advance
 
         # A hook of the model would not hear of forwards that are replayed.
-        def step(batch: RowBatch) -> list[int]:
-            ended = advance(batch)
+        def step(self: RowBatch) -> list[int]:
+            ended = advance(self)
             times.append(time.perf_counter())
             profiler.step()
             return ended
