@@ -167,12 +167,10 @@ def _own_warnings(item: pytest.Function) -> Generator[None, None, None]:
 @contextmanager
 def _short_failures(config: pytest.Config) -> Generator[None, None, None]:
     """Have failures told by their values alone: nobody sees a traceback, and one takes long."""
-    style = config.option.tbstyle
-    config.option.tbstyle = "value"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        # Without the terminal's plugin there is no such option, but the style is asked for.
+        patch.setattr(config.option, "tbstyle", "value", raising=False)
         yield
-    finally:
-        config.option.tbstyle = style
 
 
 def _phase(
