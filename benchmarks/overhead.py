@@ -7,7 +7,8 @@ time, and each token is waited for, as in ``generate``. Weights are random, sinc
 depend on them. A variant's time is its median first token plus its median later token times their
 number. The interval is of the ratio of later tokens' medians, by resampling turns: it tells how far
 the machine's unrest moves it. Beside it stands the ratio of their first deciles, where a shared
-machine was quiet.
+machine was quiet. Each model has a process: all are built and compiled at once, then measured one
+after the other on each device.
 
 alone
     The model as it is.
@@ -27,12 +28,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
+import multiprocessing
 import random
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
@@ -113,12 +117,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 PROMPT = 100
+# Measured before the turns, which have one of each request.
+_FIRST_TOKENS = 5
 # Of each token: whether it is a request's first, and the seconds it took.
 Moment = tuple[bool, float]
+# What each variant took, turn by turn.
+Turns = dict[str, list[list[Moment]]]
 
 
 def _build(shape: dict[str, Any], device: str) -> Any:
-    dtype = torch.float16 if device == "cuda" else torch.float32
+    dtype = torch.float32 if device == "cpu" else torch.float16
     with torch.device(device):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=dtype).eval()
 
@@ -234,6 +242,10 @@ class _Decoder:
         self._done = (self._done + 1) % self._new_tokens
         return is_first, time.perf_counter() - began
 
+    def start_over(self) -> None:
+        """Leave the request; the next token is the first of another one."""
+        self._done = 0
+
     def _begin(self) -> None:
         self._request.close()
         if self._is_announced:
@@ -250,26 +262,153 @@ class _Decoder:
             torch.cuda.synchronize()
 
 
-def _measure(arguments: argparse.Namespace, title: str) -> dict[str, list[list[Moment]]]:
-    """Return what each variant took, turn by turn."""
-    model = _build(SHAPES[title], arguments.device)
-    prompt = torch.randint(5, 500, (arguments.batch, PROMPT), device=arguments.device)
-    decoders = {}
-    for name in arguments.variants:
-        twin = _twin(model)
-        VARIANTS[name](twin)
-        settings = (arguments.new_tokens, arguments.compiled, name not in ("alone", "paper"))
-        decoders[name] = _Decoder(twin, prompt, *settings)
-    turns: dict[str, list[list[Moment]]] = {name: [] for name in decoders}
-    draw = random.Random(0)
-    # What is compiled, or captured, is so within the first request.
-    warm_up = -(-arguments.new_tokens // arguments.turn)
-    for turn in range(warm_up + arguments.turns):
-        for name in draw.sample(list(decoders), len(decoders)):
-            taken = [decoders[name].decode() for _ in range(arguments.turn)]
-            if turn >= warm_up:
-                turns[name].append(taken)
-    return turns
+_FAILED = object()
+
+
+class _Contest:
+    """The variants of one model, taking turns.
+
+    Parameters
+    ----------
+    model:
+        The model.
+    arguments:
+        The command line's.
+    batch, new_tokens:
+        Rows of a request, and tokens that are computed for each.
+    """
+
+    def __init__(
+        self, model: Any, arguments: argparse.Namespace, batch: int, new_tokens: int
+    ) -> None:
+        self._arguments = arguments
+        self._draw = random.Random(0)
+        prompt = torch.randint(5, 500, (batch, PROMPT), device=model.device)
+        self._decoders = {}
+        for name in arguments.variants:
+            twin = _twin(model)
+            VARIANTS[name](twin)
+            settings = (new_tokens, arguments.compiled, name not in ("alone", "paper"))
+            self._decoders[name] = _Decoder(twin, prompt, *settings)
+        # What is compiled, or captured, is so within the first request.
+        self._warm_up = -(-new_tokens // arguments.turn) if arguments.compiled else 2
+
+    def warm_up(self) -> None:
+        self._take_turns(self._warm_up)
+
+    def measure(self) -> Turns:
+        turns: Turns = {name: [] for name in self._decoders}
+        for _ in range(_FIRST_TOKENS):
+            for name in self._drawn():
+                self._decoders[name].start_over()
+                turns[name].append([self._decoders[name].decode()])
+        for name, taken in self._take_turns(self._arguments.turns).items():
+            turns[name] += taken
+        return turns
+
+    def _take_turns(self, number: int) -> Turns:
+        turns: Turns = {name: [] for name in self._decoders}
+        for _ in range(number):
+            for name in self._drawn():
+                decode = self._decoders[name].decode
+                turns[name].append([decode() for _ in range(self._arguments.turn)])
+        return turns
+
+    def _drawn(self) -> list[str]:
+        return self._draw.sample(list(self._decoders), len(self._decoders))
+
+
+def _compete(
+    connection: Connection, arguments: argparse.Namespace, title: str, device: str
+) -> None:
+    """Measure one model whenever told to; a process of its own."""
+    torch.set_num_threads(1)
+    native.load()
+    with torch.no_grad():
+        model = _build(SHAPES[title], device)
+        for batch, new_tokens in itertools.product(arguments.batch, arguments.new_tokens):
+            contest = _Contest(model, arguments, batch, new_tokens)
+            contest.warm_up()
+            connection.send(None)
+            connection.recv()
+            connection.send(contest.measure())
+            del contest
+            if model.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+class _Competitor:
+    """A process that measures one model.
+
+    Attributes
+    ----------
+    title, device:
+        The model and where it is.
+    connection:
+        To the process.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, title: str, device: str) -> None:
+        self.title = title
+        self.device = device
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        values = (theirs, arguments, title, device)
+        self._process = context.Process(target=_compete, args=values, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def measure(self) -> None:
+        self.connection.send(None)
+
+    def hear(self) -> Any:
+        """What the process sends, or that it failed."""
+        try:
+            return self.connection.recv()
+        except EOFError:
+            print(f"{self.title} failed and is left out", file=sys.stderr)
+            return _FAILED
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _ready(competitors: list[_Competitor], seconds: float) -> list[_Competitor]:
+    """Those that have built all they need in time; the others are ended, with a word."""
+    waiting = {each.connection: each for each in competitors}
+    ready, until = [], time.monotonic() + seconds
+    while waiting and (heard := wait(list(waiting), until - time.monotonic())):
+        for connection in heard:
+            competitor = waiting.pop(connection)  # type: ignore[call-overload]
+            if competitor.hear() is not _FAILED:
+                ready.append(competitor)
+    for late in waiting.values():
+        print(f"{late.title} was not ready within {seconds:.0f} s", file=sys.stderr)
+        late.end()
+    return ready
+
+
+def _measured(competitors: list[_Competitor]) -> dict[str, Turns]:
+    """What each measures, one at a time on each device."""
+    queues: dict[str, list[_Competitor]] = {}
+    for each in competitors:
+        queues.setdefault(each.device, []).append(each)
+    results = {}
+    running = {queue[0].connection: queue for queue in queues.values()}
+    for queue in running.values():
+        queue[0].measure()
+    while running:
+        for connection in wait(list(running)):
+            queue = running.pop(connection)  # type: ignore[call-overload]
+            competitor = queue.pop(0)
+            turns = competitor.hear()
+            if turns is not _FAILED:
+                results[competitor.title] = turns
+            if queue:
+                queue[0].measure()
+                running[queue[0].connection] = queue
+    return results
 
 
 def _summary(turns: list[list[Moment]], new_tokens: int) -> tuple[float, float, float, float]:
@@ -282,6 +421,7 @@ def _summary(turns: list[list[Moment]], new_tokens: int) -> tuple[float, float, 
 def _interval(ours: list[list[Moment]], alone: list[list[Moment]]) -> tuple[float, float]:
     """A 95 % interval of the ratio of later tokens' medians, less one; turns are drawn together."""
     pairs = [(_later(a), _later(b)) for a, b in zip(ours, alone, strict=True)]
+    pairs = [pair for pair in pairs if pair[0]]
     width = min(len(each) for pair in pairs for each in pair)
     table: NDArray[Any] = np.array([[each[:width] for each in pair] for pair in pairs])
     drawn = np.random.default_rng(0).integers(len(table), size=(500, len(table)))
@@ -294,46 +434,74 @@ def _later(turn: list[Moment]) -> list[float]:
     return [seconds for is_first, seconds in turn if not is_first]
 
 
+def _rows(title: str, turns: Turns, new_tokens: int) -> list[tuple[Any, ...]]:
+    alone = _summary(turns["alone"], new_tokens)
+    rows = []
+    for name, taken in turns.items():
+        first, step, total, decile = _summary(taken, new_tokens)
+        low, high = _interval(taken, turns["alone"])
+        rows.append(
+            (
+                *(title, name, first, step, total, f"{total / alone[2] - 1:+.1%}"),
+                *(f"{low:+.1%} to {high:+.1%}", decile, f"{decile / alone[3] - 1:+.1%}"),
+            )
+        )
+    return rows
+
+
+def _means(results: dict[str, Turns], new_tokens: int) -> list[tuple[Any, ...]]:
+    """Of each variant, over all models: what it adds, on average and at most."""
+    added: dict[str, list[float]] = {}
+    for turns in results.values():
+        alone = _summary(turns["alone"], new_tokens)[2]
+        for name, taken in turns.items():
+            added.setdefault(name, []).append(_summary(taken, new_tokens)[2] / alone - 1)
+    return [(name, f"{np.mean(each):+.2%}", f"{max(each):+.2%}") for name, each in added.items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compiled", action="store_true", help="static cache, CUDA graphs")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["Llama, 3M parameters"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--new-tokens", type=int, default=60)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--new-tokens", type=int, nargs="+", default=[60])
     parser.add_argument("--turn", type=int, default=5, help="tokens of a turn")
     parser.add_argument("--turns", type=int, default=96, help="turns of each variant")
+    parser.add_argument(
+        "--ready-within", type=float, default=600, help="seconds to build and compile, at most"
+    )
     parser.add_argument("--json", help="file for the numbers")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    if "alone" not in arguments.variants:
+        parser.error("--variants needs alone, which the others are compared with")
     print(native.load(), file=sys.stderr)
+    devices = ["cpu"]
+    if arguments.device == "cuda":
+        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     headers = (
         *("shape", "variant", "first token, ms", "later token, ms", "all, ms", "over alone"),
         *("later tokens over alone", "first decile, ms", "over alone"),
     )
-    results = {}
-    with torch.no_grad():
-        for title in arguments.shapes:
-            results[title] = turns = _measure(arguments, title)
-            alone = _summary(turns["alone"], arguments.new_tokens)
-            rows = []
-            for name, taken in turns.items():
-                first, step, total, decile = _summary(taken, arguments.new_tokens)
-                low, high = _interval(taken, turns["alone"])
-                rows.append(
-                    (
-                        *(title, name, first, step, total, f"{total / alone[2] - 1:+.1%}"),
-                        *(f"{low:+.1%} to {high:+.1%}", decile, f"{decile / alone[3] - 1:+.1%}"),
-                    )
-                )
-            print(tabulate(rows, headers, floatfmt=".2f"), flush=True)
-            if arguments.device == "cuda":
-                torch.compiler.reset()
-                torch.cuda.empty_cache()
-            if arguments.json:
-                with open(arguments.json, "w", encoding="utf-8") as file:
-                    json.dump({"arguments": vars(arguments), "seconds": results}, file)
+    competitors = [
+        _Competitor(arguments, title, device)
+        for title, device in zip(arguments.shapes, itertools.cycle(devices), strict=False)
+    ]
+    seconds = []
+    for batch, new_tokens in itertools.product(arguments.batch, arguments.new_tokens):
+        competitors = _ready(competitors, arguments.ready_within)
+        results = _measured(competitors)
+        print(f"{batch} rows, {new_tokens} new tokens")
+        rows = [row for title in results for row in _rows(title, results[title], new_tokens)]
+        print(tabulate(rows, headers, floatfmt=".2f"))
+        print(tabulate(_means(results, new_tokens), ("all shapes", "mean", "worst")), flush=True)
+        seconds.append({"batch": batch, "new_tokens": new_tokens, "seconds": results})
+        if arguments.json:
+            with open(arguments.json, "w", encoding="utf-8") as file:
+                json.dump({"arguments": vars(arguments), "results": seconds}, file)
+    for each in competitors:
+        each.end()
 
 
 if __name__ == "__main__":
