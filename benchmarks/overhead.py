@@ -48,7 +48,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, Static
 
 import ft2
 from ft2 import native
-from ft2.forward import Clock, Forward, Listener, tap_in_lane
+from ft2.forward import Clock, Forward, Listener, sparable, tap_in_lane
 from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, DetectionLane
 
 _LLAMA = {"model_type": "llama", "num_attention_heads": 32, "vocab_size": 32000}
@@ -167,7 +167,8 @@ class _Detecting(Listener):
         self._lane = DetectionLane([check])
         self._later = later
         clock = Clock.listen(model, self)
-        tap_in_lane(model, [each.name for each in layers], self._lane, clock.lanes)
+        names = [each.name for each in layers]
+        tap_in_lane(model, names, self._lane, clock.lanes, sparable(model, names))
 
     def forward_started(self, forward: Forward) -> None:
         if not (self._later and forward.is_first_token):

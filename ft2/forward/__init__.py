@@ -8,6 +8,7 @@ from ft2.forward.clock import Clock, request
 from ft2.forward.lane import Lane, hears_nothing, takes_a_seat
 from ft2.forward.review import Reviewer
 from ft2.forward.rows import by_row, fit_tokens
+from ft2.forward.sparing import sparable
 from ft2.forward.tap import Order, Tap, tap, tap_in_lane
 from ft2.forward.trail import Vectors
 from ft2.forward.undo import CacheRecord, Kept, UndoError, rows_written_elsewhere
@@ -38,6 +39,7 @@ __all__ = [
     "records_gradients",
     "request",
     "rows_written_elsewhere",
+    "sparable",
     "takes_a_seat",
     "tap",
     "tap_in_lane",

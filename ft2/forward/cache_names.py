@@ -36,7 +36,11 @@ def cache_argument(model: nn.Module) -> str:
 
 def cache_in(inputs: Mapping[str, Any]) -> Any:
     """Return the cache among the arguments of a forward or of ``generate``, or None."""
-    return next((inputs[name] for name in _NAMES if inputs.get(name) is not None), None)
+    for name in _NAMES:
+        cache = inputs.get(name)
+        if cache is not None:
+            return cache
+    return None
 
 
 def cache_made_by(output: Any) -> Any:

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._dynamo.decorators import skip
 from transformers import StoppingCriteriaList
 
@@ -29,7 +30,7 @@ from ft2.forward.lane import Lane
 from ft2.forward.review import Reviewer
 from ft2.layers import unwrap
 
-__all__ = ["Clock", "request"]
+__all__ = ["Clock", "announcers", "request"]
 
 
 class Clock:
@@ -78,7 +79,7 @@ class Clock:
             clock.calls = 0
             clock._loops.clear()
             # Sharding and parametrizing exchange a module's class too.
-            if [type(module) for module in _announcers(model)] != clock._classes:
+            if [type(module) for module in announcers(model)] != clock._classes:
                 clock._disguises = _disguises(clock, model)
             for module, disguise in _worn(clock, model):
                 disguise.put_on(module)
@@ -131,25 +132,44 @@ class Clock:
         for listener in tuple(self._listeners):
             listener.call_finished(call)
 
-    # The clock is bookkeeping in Python: it stays out of compiled graphs, the forward does not.
     @skip
     def run(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a forward of `module`, announced unless it is part of one already announced."""
         with self._lock:
             if self.is_computing:
                 return call(module, *args, **kwargs)
-            forward = self._begin(module, args, kwargs)
+            # The clock is bookkeeping in Python: it stays out of compiled graphs, the forward does
+            # not. ``torch.compiler.disable`` would do the same for each function, at some length.
+            compiler = set_eval_frame(None)
             try:
-                output = self._compute(self, module, call, args, kwargs)
-                if self.reviewer is not None:
-                    while self._rejects(self.reviewer, forward, output):
-                        output = self._compute(self, module, call, args, kwargs)
-                    output = self._accepted(self.reviewer, forward, output)
-            except BaseException as error:
-                self._broken(error)
-                raise
-            self._finished(forward, module, args, kwargs, output)
-            return output
+                return self._announced(compiler, module, call, args, kwargs)
+            finally:
+                set_eval_frame(compiler)
+
+    def _announced(
+        self, compiler: Any, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        forward = self._begin(module, args, kwargs)
+        try:
+            output = self._computed(compiler, module, call, args, kwargs)
+            if self.reviewer is not None:
+                while self._rejects(self.reviewer, forward, output):
+                    output = self._computed(compiler, module, call, args, kwargs)
+                output = self.reviewer.accepted(forward, output)
+        except BaseException as error:
+            self._broken(error)
+            raise
+        self._finished(forward, module, args, kwargs, output)
+        return output
+
+    def _computed(
+        self, compiler: Any, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        set_eval_frame(compiler)
+        try:
+            return self._compute(self, module, call, args, kwargs)
+        finally:
+            set_eval_frame(None)
 
     def token_generated(self, call: Call, ended: Tensor) -> None:
         """Count a step of `call`; `ended` is bool (rows,), the rows that are complete now."""
@@ -182,7 +202,6 @@ class Clock:
             listener.call_started(call)
         return call
 
-    @torch.compiler.disable
     def _finished(
         self, forward: Forward, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
@@ -197,7 +216,6 @@ class Clock:
         for listener in tuple(self._listeners):
             listener.call_failed(error)
 
-    @torch.compiler.disable
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Forward:
         forward = self._forward(_named(module, args, kwargs))
         self.current, self.is_computing = forward, True
@@ -209,16 +227,10 @@ class Clock:
             raise
         return forward
 
-    @torch.compiler.disable
     def _rejects(self, reviewer: Reviewer, forward: Forward, output: Any) -> bool:
         self.is_recomputing = reviewer.rejects(forward, output)
         return self.is_recomputing
 
-    @torch.compiler.disable
-    def _accepted(self, reviewer: Reviewer, forward: Forward, output: Any) -> Any:
-        return reviewer.accepted(forward, output)
-
-    @torch.compiler.disable
     def _broken(self, error: BaseException) -> None:
         self._end()
         if isinstance(error, Exception):
@@ -338,10 +350,11 @@ class _CountingCriteria(StoppingCriteriaList):
 
 
 def _worn(clock: Clock, model: nn.Module) -> list[tuple[nn.Module, Disguise]]:
-    return list(zip(_announcers(model), clock._disguises, strict=True))
+    return list(zip(announcers(model), clock._disguises, strict=True))
 
 
-def _announcers(model: nn.Module) -> list[nn.Module]:
+def announcers(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model whose calls are announced: itself, and those it stands on."""
     # Some heads go past their base model, straight to its decoder (OPT).
     base = getattr(model, "base_model", None)
     announcers = [model, base, getattr(base, "decoder", None)]
@@ -350,7 +363,7 @@ def _announcers(model: nn.Module) -> list[nn.Module]:
 
 def _disguises(clock: Clock, model: nn.Module) -> list[Disguise]:
     disguises = []
-    for position, module in enumerate(_announcers(model)):
+    for position, module in enumerate(announcers(model)):
         announced = _announced_call if position == 0 else _nested_call
         methods: dict[str, Callable[..., Any]] = {"__call__": announced(clock, module)}
         if position == 0 and hasattr(module, "generate"):
@@ -429,7 +442,6 @@ def _parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
-@torch.compiler.disable
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     if not args:
         return kwargs

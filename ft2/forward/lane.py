@@ -94,11 +94,12 @@ class Seat:
     namespace:
         What the seats of a lane share.
     number:
-        Which one it is.
+        Which one it is; None for a module that the lane has nothing of, and that is only called
+        past the ways of a module's call when the lane is direct.
     """
 
     def __init__(
-        self, module: nn.Module, disguise: Disguise, namespace: dict[str, Any], number: int
+        self, module: nn.Module, disguise: Disguise, namespace: dict[str, Any], number: int | None
     ) -> None:
         self.module = weakref.ref(module)
         self.number = number
@@ -159,11 +160,38 @@ def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
     return call_module(module, hidden)
 
 
+def _call_spared(module: Any, *args: Any, **kwargs: Any) -> Any:
+    if not is_compiling() and lane.is_direct:
+        own = module.__dict__
+        if (
+            not own["_forward_hooks"]
+            and not own["_forward_pre_hooks"]
+            and "_compiled_call_impl" not in own
+        ):
+            return module.forward(*args, **kwargs)
+    return call(module, *args, **kwargs)
+
+
+def _call_spared_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
+    if len(args) == 1 and not kwargs and not is_compiling() and lane.is_direct:
+        own = module.__dict__
+        if (
+            not own["_forward_hooks"]
+            and not own["_forward_pre_hooks"]
+            and "forward" not in own
+            and "_compiled_call_impl" not in own
+            and (weight := own["_parameters"].get("weight")) is not None
+        ):
+            return linear(args[0], weight, own["_parameters"]["bias"])
+    return call(module, *args, **kwargs)
+
+
 call_module = _call_module
 
 
+_Names = tuple[str, ...]
 # Classes are kept: compiled code knows a model by them when the same is attached again.
-_SEATS: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], list[Seat]]] = WeakKeyDictionary()
+_SEATS: WeakKeyDictionary[nn.Module, dict[tuple[_Names, _Names], list[Seat]]] = WeakKeyDictionary()
 
 
 def takes_a_seat(module: nn.Module) -> bool:
@@ -171,17 +199,28 @@ def takes_a_seat(module: nn.Module) -> bool:
     return undisguised(type(module)).__call__ is nn.Module.__call__
 
 
-def seats_of(model: nn.Module, names: Iterable[str]) -> list[Seat]:
-    """Return seats for the modules of those names, always the same ones for the same names."""
-    names = tuple(names)
-    modules = [model.get_submodule(name) for name in names]
+def seats_of(model: nn.Module, names: Iterable[str], spared: Iterable[str] = ()) -> list[Seat]:
+    """Return seats for the modules of those names, always the same ones for the same names.
+
+    Parameters
+    ----------
+    model:
+        The model.
+    names:
+        The modules' names, in the order of their numbers.
+    spared:
+        Names of modules that get a seat without a number, after the others.
+    """
+    names, spared = tuple(names), tuple(spared)
+    modules = [model.get_submodule(name) for name in (*names, *spared)]
     kinds = [undisguised(type(module)) for module in modules]
     known = _SEATS.setdefault(model, {})
-    found = known.get(names)
+    found = known.get((names, spared))
     # Modules are exchanged, and sharding and parametrizing exchange a module's class.
     if found is None or [(each.module(), each.disguise.original) for each in found] != list(
         zip(modules, kinds, strict=True)
     ):
+        numbered = dict(enumerate(modules[: len(names)]))
         # Without a module's name: compiled code would look there instead.
         namespace: dict[str, Any] = {
             "__builtins__": __builtins__,
@@ -189,24 +228,39 @@ def seats_of(model: nn.Module, names: Iterable[str]) -> list[Seat]:
             "is_compiling": is_compiling,
             "lane": _EMPTY,
             "linear": linear,
-            "seats": {id(module): number for number, module in enumerate(modules)},
+            "seats": {id(module): number for number, module in numbered.items()},
         }
-        for module in modules:
+        for module in numbered.values():
             # Another module may be given the id of one that is gone.
             weakref.finalize(module, namespace["seats"].pop, id(module), None).atexit = False
-        disguises = {kind: _disguise(kind, namespace) for kind in kinds}
-        namespace["call_module"] = FunctionType(_call_module.__code__, namespace)
+        namespace["call_module"] = _bound(_call_module, namespace)
+        seated, others = kinds[: len(names)], kinds[len(names) :]
+        disguises = {kind: _disguise(kind, namespace) for kind in seated}
+        sparing = {kind: _sparing_disguise(kind, namespace) for kind in others}
         found = [
             Seat(module, disguises[kind], namespace, number)
-            for number, (module, kind) in enumerate(zip(modules, kinds, strict=True))
+            for (number, module), kind in zip(numbered.items(), seated, strict=True)
         ]
-        known[names] = found
+        found += [
+            Seat(module, sparing[kind], namespace, None)
+            for module, kind in zip(modules[len(names) :], others, strict=True)
+        ]
+        known[names, spared] = found
     return found
 
 
 def _disguise(kind: type, namespace: dict[str, Any]) -> Disguise:
     template = _call_linear if kind is nn.Linear else _call_module
-    return Disguise(kind, {"__call__": FunctionType(template.__code__, namespace, "__call__")})
+    return Disguise(kind, {"__call__": _bound(template, namespace)})
+
+
+def _sparing_disguise(kind: type, namespace: dict[str, Any]) -> Disguise:
+    template = _call_spared_linear if kind is nn.Linear else _call_spared
+    return Disguise(kind, {"__call__": _bound(template, namespace)})
+
+
+def _bound(template: Any, namespace: dict[str, Any]) -> FunctionType:
+    return FunctionType(template.__code__, namespace, "__call__")
 
 
 def hears_nothing() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -47,9 +48,12 @@ class _OnLane:
     running: list[Lane]
 
     def apply(self, hidden: Tensor, output: Tensor) -> Tensor:
+        number = self.seat.number
+        if number is None:
+            return output
         if torch.compiler.is_compiling():
-            return self.lane.traced(self.seat.number, hidden, output)
-        return self.lane.eager(self.seat.number, hidden, output)
+            return self.lane.traced(number, hidden, output)
+        return self.lane.eager(number, hidden, output)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,7 @@ class _TappedModule:
             return output
 
         self._original = type(module)
-        self._general = Disguise(type(module), {"__call__": call_and_tap})
+        self._call_and_tap = call_and_tap
         self._worn: Disguise | None = None
 
     def add(self, entry: _Entry, module: nn.Module) -> None:
@@ -108,6 +112,11 @@ class _TappedModule:
     def knows(self, module: nn.Module) -> bool:
         """Whether the module's class is the one it had, or the one that it was given here."""
         return type(module) is (self._original if self._worn is None else self._worn.worn)
+
+    @functools.cached_property
+    def _general(self) -> Disguise:
+        # Making a class takes long, and a module in a lane alone wears that of its seat.
+        return Disguise(self._original, {"__call__": self._call_and_tap})
 
     def _dress(self, module: nn.Module) -> None:
         self.taps.sort(key=lambda entry: entry.order)
@@ -186,7 +195,11 @@ def tap(module: nn.Module, order: Order, transform: Transform) -> Tap:
 
 
 def tap_in_lane(
-    model: nn.Module, names: Iterable[str], lane: Lane, running: list[Lane]
+    model: nn.Module,
+    names: Iterable[str],
+    lane: Lane,
+    running: list[Lane],
+    spared: Iterable[str] = (),
 ) -> list[Tap]:
     """Let `lane` have the outputs of modules, where a protection stands, until taps are removed.
 
@@ -200,11 +213,14 @@ def tap_in_lane(
         What becomes of the outputs.
     running:
         The lanes that the model's clock tells of the end of a forward; `lane` joins them.
+    spared:
+        Names of modules whose outputs go on as they are (:func:`ft2.forward.sparable`): they are
+        spared the ways of a module's call, which pays for what the others add.
     """
-    names = list(names)
+    names, spared = list(names), list(spared)
     taps = [
         Tap(model.get_submodule(name), _OnLane(Order.PROTECT, lane, seat, running))
-        for name, seat in zip(names, seats_of(model, names), strict=True)
+        for name, seat in zip((*names, *spared), seats_of(model, names, spared), strict=True)
     ]
     running.append(lane)
     return taps

@@ -22,6 +22,7 @@ from ft2.forward import (
     attach,
     by_row,
     fit_tokens,
+    sparable,
     takes_a_seat,
     tap_in_lane,
 )
@@ -80,7 +81,8 @@ class FirstTokenPolicy(Policy):
         taps = attach(model, others, Order.PROTECT, self._whole, self._vectors)
         if names:
             self._lane = ClippingLane([(name, 0) for name in names], self._output)
-            taps += tap_in_lane(model, names, self._lane, clock.lanes)
+            spared = sparable(model, names)
+            taps += tap_in_lane(model, names, self._lane, clock.lanes, spared)
         return taps
 
     @property

@@ -37,6 +37,7 @@ from ft2.forward import (
     cache_made_by,
     copied,
     records_gradients,
+    sparable,
     takes_a_seat,
     tap_in_lane,
 )
@@ -132,11 +133,14 @@ class RecomputePolicy(Policy, Reviewer):
         for each in layers:
             weight: Any = model.get_submodule(each.name).weight
             by_kind.setdefault((weight.device, weight.dtype), []).append(each)
+        spared = sparable(model, [each.name for each in layers])
         for group in by_kind.values():
             number = len(self._watched)
             watched = WatchedLayers(number, model, group, at_once, self._detect, self._group)
             self._watched.append(watched)
-            taps += tap_in_lane(model, [each.name for each in group], watched.lane, clock.lanes)
+            names = [each.name for each in group]
+            taps += tap_in_lane(model, names, watched.lane, clock.lanes, spared)
+            spared = []
         clock.reviewer = self
         return [*taps, _Reviewing(clock, self)]  # type: ignore[list-item]
 
