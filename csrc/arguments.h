@@ -36,21 +36,6 @@ class Tensor {
 
   bool given() const { return handle_ != nullptr; }
 
-  // What an operation returns is the caller's.
-  StableIValue release() {
-    AtenTensorHandle handle = handle_;
-    handle_ = nullptr;
-    return reinterpret_cast<StableIValue>(handle);
-  }
-
-  // A new tensor like this one, its values not set.
-  Tensor empty_like() const {
-    AtenTensorHandle handle;
-    require_success(aoti_torch_empty_strided(dimensions(), sizes(), strides(), type(),
-                                             device_type(), device_index(), &handle));
-    return Tensor(reinterpret_cast<StableIValue>(handle));
-  }
-
   int64_t dimensions() const { return number(aoti_torch_get_dim); }
   int64_t elements() const { return number(aoti_torch_get_numel); }
 
@@ -264,12 +249,6 @@ inline int64_t* counters(const Tensor& corrected) {
   require(corrected.type() == int64 && corrected.contiguous(),
           "counters must be contiguous int64");
   return static_cast<int64_t*>(corrected.mutable_data());
-}
-
-inline bool same_shape(const Tensor& one, const Tensor& other) {
-  const int64_t dimensions = one.dimensions();
-  return other.dimensions() == dimensions &&
-         memcmp(one.sizes(), other.sizes(), static_cast<size_t>(dimensions) * sizeof(int64_t)) == 0;
 }
 
 inline double real_number(StableIValue value) {

@@ -33,13 +33,6 @@ struct Restriction {
   Marks marks;
 };
 
-// Restricts adjacent values in place, and puts each one's sum or product with another into result.
-struct Combination {
-  Restriction restriction;
-  const void* other;
-  void* result;
-};
-
 constexpr uint8_t outside_bounds_flag = 1;
 constexpr uint8_t wrong_sum_flag = 2;
 
@@ -71,8 +64,6 @@ struct Counts {
 };
 
 void restrict_values(const Restriction& call, int32_t device);
-void restrict_and_add(const Combination& call, int32_t device);
-void restrict_and_multiply(const Combination& call, int32_t device);
 void record_values(const Restriction& call, int32_t device);
 void count_outside(const Counts& counts, int32_t device);
 void check_bounds(const Checks& checks, int32_t device);

@@ -97,14 +97,6 @@ FT2_INLINE double product_of(const typename Format::Bits* values, const float* w
   return product;
 }
 
-template <class Format, template <class> class Operator>
-FT2_INLINE void combine(const typename Format::Bits* values, const typename Format::Bits* others,
-                        typename Format::Bits* results, int64_t count) {
-  for (int64_t index = 0; index < count; ++index) {
-    results[index] = Operator<Format>::of(values[index], others[index]);
-  }
-}
-
 // Returns how many values are not as they would be after clipping.
 template <class Format>
 FT2_INLINE int64_t count_wrong(const typename Format::Bits* values, int64_t count,
@@ -139,22 +131,12 @@ struct Loops;
                                              int64_t count) {                                    \
     return product_of<FORMAT>(values, weights, count);                                           \
   }                                                                                              \
-  FT2_EVERY_LEVEL void add_##FORMAT(const FORMAT::Bits* values, const FORMAT::Bits* others,      \
-                                    FORMAT::Bits* results, int64_t count) {                      \
-    combine<FORMAT, Sum>(values, others, results, count);                                        \
-  }                                                                                              \
-  FT2_EVERY_LEVEL void multiply_##FORMAT(const FORMAT::Bits* values, const FORMAT::Bits* others, \
-                                         FORMAT::Bits* results, int64_t count) {                 \
-    combine<FORMAT, Product>(values, others, results, count);                                    \
-  }                                                                                              \
   FT2_EVERY_LEVEL int64_t count_wrong_##FORMAT(const FORMAT::Bits* values, int64_t count,        \
                                                const Bounds<FORMAT>& bounds) {                   \
     return count_wrong<FORMAT>(values, count, bounds);                                           \
   }                                                                                              \
   template <>                                                                                    \
   struct Loops<FORMAT> {                                                                         \
-    static constexpr auto add = add_##FORMAT;                                                    \
-    static constexpr auto multiply = multiply_##FORMAT;                                          \
     static constexpr auto count_wrong = count_wrong_##FORMAT;                                    \
     static constexpr auto span_of = span_of_##FORMAT;                                            \
     static constexpr auto clip = clip_##FORMAT;                                                  \
@@ -288,24 +270,6 @@ void in_parallel(uint32_t count, int64_t values, const Work& work) {
       const_cast<Work*>(&work)));
 }
 
-template <class Format, class Combine>
-void combine_values(const Combination& call, const Combine& combine) {
-  using Bits = typename Format::Bits;
-  const TokenVectors& vectors = call.restriction.values;
-  const Bits* const first = static_cast<const Bits*>(vectors.data);
-  in_parallel(vectors.count, vectors.count * vectors.columns, [&](uint32_t begin, uint32_t end) {
-    over_restricted<Format>(
-        call.restriction, begin, end,
-        [&](Bits* values, int64_t count, const Bounds<Format>& bounds) -> int64_t {
-          const int64_t wrong = clip_if_needed<Format>(values, count, bounds);
-          const int64_t place = values - first;
-          combine(values, static_cast<const Bits*>(call.other) + place,
-                  static_cast<Bits*>(call.result) + place, count);
-          return wrong;
-        });
-  });
-}
-
 template <class Bits>
 const Bits* row(const Matrix& matrix, uint32_t vector) {
   return static_cast<const Bits*>(matrix.data) + vector * matrix.stride;
@@ -369,18 +333,6 @@ void restrict_values(const Restriction& call, int32_t) {
                 [&](uint32_t begin, uint32_t end) {
                   over_restricted<Type>(call, begin, end, clip_if_needed<Type>);
                 });
-  });
-}
-
-void restrict_and_add(const Combination& call, int32_t) {
-  with_format(call.restriction.format, [&](auto format) {
-    combine_values<decltype(format)>(call, Loops<decltype(format)>::add);
-  });
-}
-
-void restrict_and_multiply(const Combination& call, int32_t) {
-  with_format(call.restriction.format, [&](auto format) {
-    combine_values<decltype(format)>(call, Loops<decltype(format)>::multiply);
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 
 #include "checksum.h"
 #include "operations.h"
@@ -121,66 +122,6 @@ __global__ void __launch_bounds__(threads) restrict_kernel(const Restriction cal
   }
 }
 
-// Restricts a pack, and combines it with another's values; returns the corrections.
-template <class Format, template <class> class Operator, uint32_t size>
-__device__ uint32_t combine(typename Format::Bits (&values)[size],
-                            typename Format::Bits (&others)[size], const Bounds<Format>& bounds) {
-  uint32_t wrong = 0;
-#pragma unroll
-  for (uint32_t place = 0; place < size; ++place) {
-    const auto restricted = bounds.restricted(values[place]);
-    wrong += differ<Format>(values[place], restricted);
-    values[place] = restricted;
-    others[place] = Operator<Format>::of(restricted, others[place]);
-  }
-  return wrong;
-}
-
-// All values are adjacent: what is corrected is written back, and results are of their own.
-template <class Format, template <class> class Operator>
-__global__ void __launch_bounds__(threads) combine_kernel(const Combination call) {
-  using Bits = typename Format::Bits;
-  const Restriction& restriction = call.restriction;
-  const uint32_t count = restriction.values.count;
-  const int64_t columns = restriction.values.columns;
-  const int64_t first = int64_t{blockIdx.x} * threads + threadIdx.x;
-  const int64_t step = int64_t{gridDim.x} * threads;
-  for (uint32_t vector = blockIdx.y; vector < count; vector += gridDim.y) {
-    const uint32_t part = vector / (count / restriction.bounds_parts);
-    const Bounds<Format> bounds(restriction.bounds[part],
-                                restriction.bounds[restriction.bounds_parts + part]);
-    const int64_t offset = vector * columns;
-    Bits* const values = static_cast<Bits*>(restriction.values.data) + offset;
-    const Bits* const others = static_cast<const Bits*>(call.other) + offset;
-    Bits* const results = static_cast<Bits*>(call.result) + offset;
-    uint32_t wrong = 0;
-    if (in_packs<Format>(values, columns) && in_packs<Format>(others, columns) &&
-        in_packs<Format>(results, columns)) {
-      for (int64_t index = first; index < columns / Pack<Format>::size; index += step) {
-        Pack<Format> pack = reinterpret_cast<const Pack<Format>*>(values)[index];
-        Pack<Format> result = reinterpret_cast<const Pack<Format>*>(others)[index];
-        const uint32_t found = combine<Format, Operator>(pack.values, result.values, bounds);
-        if (found != 0) {
-          reinterpret_cast<Pack<Format>*>(values)[index] = pack;
-        }
-        reinterpret_cast<Pack<Format>*>(results)[index] = result;
-        wrong += found;
-      }
-    } else {
-      for (int64_t index = first; index < columns; index += step) {
-        Bits value[] = {values[index]}, result[] = {others[index]};
-        const uint32_t found = combine<Format, Operator>(value, result, bounds);
-        if (found != 0) {
-          values[index] = value[0];
-        }
-        results[index] = result[0];
-        wrong += found;
-      }
-    }
-    count_corrections(restriction, vector, wrong);
-  }
-}
-
 // Neither number is NaN or -0, so that as integers those above 0 are ordered as they are and those
 // below 0 the other way round. Nearly all calls end at the first line.
 __device__ void lower_to(float* number, float candidate) {
@@ -240,10 +181,25 @@ __global__ void __launch_bounds__(threads) record_kernel(const Restriction call)
 // Arguments above 4 KB need CUDA 12.1 and, for every GPU that is built for, Volta: so CUDA 13.
 #if CUDART_VERSION >= 13000
 constexpr uint32_t most_checks = 480;
+constexpr uint32_t many_checks = 240;
 #else
 constexpr uint32_t most_checks = 56;
+constexpr uint32_t many_checks = 56;
 #endif
 constexpr uint32_t few_checks = 56;
+
+// Calls run with the capacity of the smallest table that holds so many checks, or of the largest:
+// what a launch costs grows with its argument.
+template <class Run>
+void with_capacity(size_t checks, const Run& run) {
+  if (checks <= few_checks) {
+    return run(std::integral_constant<uint32_t, few_checks>{});
+  }
+  if (checks <= many_checks) {
+    return run(std::integral_constant<uint32_t, many_checks>{});
+  }
+  return run(std::integral_constant<uint32_t, most_checks>{});
+}
 
 template <uint32_t capacity>
 struct Table {
@@ -380,22 +336,27 @@ __global__ void __launch_bounds__(threads)
 class CurrentDevice {
  public:
   explicit CurrentDevice(int32_t device) {
-    require(aoti_torch_create_cuda_guard(device, &guard_) == 0, "no such device");
     void* stream;
-    if (aoti_torch_get_current_cuda_stream(device, &stream) != 0) {
-      aoti_torch_delete_cuda_guard(guard_);
-      require(false, "the device has no stream");
-    }
+    require(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "the device has no stream");
     this->stream = static_cast<cudaStream_t>(stream);
+    int current;
+    // Nearly always it is current already, and a guard is another allocation.
+    if (cudaGetDevice(&current) != cudaSuccess || current != device) {
+      require(aoti_torch_create_cuda_guard(device, &guard_) == 0, "no such device");
+    }
   }
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
-  ~CurrentDevice() { aoti_torch_delete_cuda_guard(guard_); }
+  ~CurrentDevice() {
+    if (guard_ != nullptr) {
+      aoti_torch_delete_cuda_guard(guard_);
+    }
+  }
 
   cudaStream_t stream;
 
  private:
-  CUDAGuardHandle guard_;
+  CUDAGuardHandle guard_ = nullptr;
 };
 
 void require_launched() {
@@ -440,11 +401,9 @@ void check_in_tables(const Checks& checks, double tolerance, int32_t device,
 
 template <class Launch>
 void in_few_launches(const Checks& checks, double tolerance, int32_t device, const Launch& launch) {
-  if (checks.all.size() <= few_checks) {
-    check_in_tables<few_checks>(checks, tolerance, device, launch);
-  } else {
-    check_in_tables<most_checks>(checks, tolerance, device, launch);
-  }
+  with_capacity(checks.all.size(), [&](auto capacity) {
+    check_in_tables<decltype(capacity)::value>(checks, tolerance, device, launch);
+  });
 }
 
 template <uint32_t capacity>
@@ -460,17 +419,6 @@ void count_in_tables(const Counts& counts, int32_t device) {
                               <<<grid, threads, 0, stream>>>(filled);
                         });
   });
-}
-
-template <template <class> class Operator>
-void combine_values(const Combination& call, int32_t device) {
-  const CurrentDevice current(device);
-  with_format(call.restriction.format, [&](auto format) {
-    using Type = decltype(format);
-    combine_kernel<Type, Operator>
-        <<<grid_over<Type>(call.restriction.values), threads, 0, current.stream>>>(call);
-  });
-  require_launched();
 }
 
 template <bool products>
@@ -504,20 +452,10 @@ void record_values(const Restriction& call, int32_t device) {
   require_launched();
 }
 
-void restrict_and_add(const Combination& call, int32_t device) {
-  combine_values<Sum>(call, device);
-}
-
-void restrict_and_multiply(const Combination& call, int32_t device) {
-  combine_values<Product>(call, device);
-}
-
 void count_outside(const Counts& counts, int32_t device) {
-  if (counts.all.size() <= few_checks) {
-    count_in_tables<few_checks>(counts, device);
-  } else {
-    count_in_tables<most_checks>(counts, device);
-  }
+  with_capacity(counts.all.size(), [&](auto capacity) {
+    count_in_tables<decltype(capacity)::value>(counts, device);
+  });
 }
 
 void check_bounds(const Checks& checks, int32_t device) {

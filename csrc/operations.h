@@ -2,6 +2,7 @@
 #pragma once
 
 #include "arguments.h"
+#include "direct.h"
 
 namespace ft2 {
 
@@ -49,24 +50,29 @@ void boxed_restriction(StableIValue* stack, uint64_t, uint64_t) {
   }
 }
 
-template <void (*run)(const Combination&, int32_t)>
-void boxed_combination(StableIValue* stack, uint64_t, uint64_t) {
-  const Tensor output(stack[0]), other(stack[1]), bounds(stack[2]), corrected(stack[3]);
-  const Tensor counted = optional_tensor(stack[4]);
-  const Device device(output);
-  device.require_holds(other);
-  require(output.type() == other.type() && same_shape(output, other) && output.contiguous() &&
-              other.contiguous(),
-          "both operands must be contiguous, of one shape and one type");
-  Combination call{};
-  call.restriction = restriction(device, output, bounds, corrected, counted);
-  Tensor result = output.empty_like();
-  if (call.restriction.bounds != nullptr) {
-    call.other = other.data();
-    call.result = result.mutable_data();
-    run(call, device.index);
+// As restriction(), with all but the output as it stands at an address.
+inline Restriction restriction_at(const Tensor& output, StableIValue address) {
+  const auto& each = *reinterpret_cast<const Ft2Restriction*>(address);
+  Restriction call{};
+  call.format = format_of(output);
+  require(output.device_index() == each.device, "all tensors must be on one device");
+  call.values = token_vectors(output);
+  require(shares_evenly(call.values.count, each.requests),
+          "the tokens must be a multiple of the requests");
+  call.bounds_parts = call.corrected_parts = each.requests;
+  call.corrected = each.corrected;
+  call.marks = {each.counted, each.requests, 1, 1, 0};
+  // Calls with no values do nothing.
+  call.bounds = call.values.count == 0 || call.values.columns == 0 ? nullptr : each.bounds;
+  return call;
+}
+
+inline void boxed_restrict_at(StableIValue* stack, uint64_t, uint64_t) {
+  const Tensor output(stack[0]);
+  const Restriction call = restriction_at(output, stack[1]);
+  if (call.bounds != nullptr) {
+    restrict_values(call, output.device_index());
   }
-  stack[0] = result.release();
 }
 
 // The outputs of a check and its flags; what to check against is added by the caller.
@@ -246,14 +252,7 @@ inline constexpr Operation operations[] = {
      "restrict_(Tensor(a!) output, Tensor bounds, Tensor(b!) corrected, Tensor? counted=None)"
      " -> ()",
      boxed_restriction<restrict_values>},
-    {"restrict_and_add",
-     "restrict_and_add(Tensor(a!) output, Tensor other, Tensor bounds, Tensor(b!) corrected,"
-     " Tensor? counted=None) -> Tensor",
-     boxed_combination<restrict_and_add>},
-    {"restrict_and_multiply",
-     "restrict_and_multiply(Tensor(a!) output, Tensor other, Tensor bounds, Tensor(b!) corrected,"
-     " Tensor? counted=None) -> Tensor",
-     boxed_combination<restrict_and_multiply>},
+    {"restrict_at", "restrict_at(Tensor(a!) output, int restriction) -> ()", boxed_restrict_at},
     {"count_outside",
      "count_outside(Tensor[] outputs, Tensor bounds, Tensor(a!) corrected, Tensor? counted=None)"
      " -> ()",
@@ -301,8 +300,6 @@ inline AOTITorchError implement_operations(const char* dispatch_key) {
 #if !defined(FT2_SOURCE_DIGEST)
 #error "the build has to say which sources this is built from"
 #endif
-
-#define FT2_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Of all files in this folder, so that a checkout can refuse a library of other sources.
 FT2_EXPORT const char* ft2_source_digest() { return FT2_SOURCE_DIGEST; }

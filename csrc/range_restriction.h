@@ -103,23 +103,6 @@ FT2_INLINE typename Format::Bits made_finite(typename Format::Bits value) {
   return size > Format::infinity ? Bits{0} : size == Format::infinity ? saturated : value;
 }
 
-// What torch computes of two numbers of a type: in fp32, rounded once.
-template <class Format>
-struct Sum {
-  static FT2_INLINE typename Format::Bits of(typename Format::Bits one,
-                                             typename Format::Bits other) {
-    return nearest<Format>(to_float<Format>(one) + to_float<Format>(other));
-  }
-};
-
-template <class Format>
-struct Product {
-  static FT2_INLINE typename Format::Bits of(typename Format::Bits one,
-                                             typename Format::Bits other) {
-    return nearest<Format>(to_float<Format>(one) * to_float<Format>(other));
-  }
-};
-
 // A learned bound in fp32. Of the two zeros it is always +0, whatever the order of the values.
 template <class Format>
 FT2_INLINE float learned_bound(typename Format::Rank rank) {

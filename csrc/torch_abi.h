@@ -31,10 +31,6 @@ int32_t aoti_torch_dtype_uint8();
 int32_t aoti_torch_dtype_int64();
 int32_t aoti_torch_dtype_bool();
 
-AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes_ptr,
-                                        const int64_t* strides_ptr, int32_t dtype,
-                                        int32_t device_type, int32_t device_index,
-                                        AtenTensorHandle* ret_new_tensor);
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor);
 AOTITorchError aoti_torch_get_dim(AtenTensorHandle tensor, int64_t* ret_dim);
 AOTITorchError aoti_torch_get_numel(AtenTensorHandle tensor, int64_t* ret_numel);

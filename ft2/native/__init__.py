@@ -15,9 +15,9 @@ marks (rows, tokens) and (rows, 1). Outputs may be empty, or any strided view.
     Beyond three dimensions `output` must be contiguous. `bounds` is (2, n), lower ones first;
     `corrected`, int64, is added the number of corrected values; `counted`, bool, is False at tokens
     whose corrections do not count.
-``restrict_and_add(output, other, bounds, corrected, counted=None)``
-    Restricts `output`, and returns its sum with `other`, bit for bit what torch gives: both are
-    contiguous, of one shape and type. ``restrict_and_multiply`` returns the product.
+``restrict_at(output, restriction)``
+    The same, with the address of a :class:`ft2.native.direct.RestrictionAt` in place of the other
+    arguments: to unpack those takes longer than to restrict the values of a token.
 ``count_outside(outputs, bounds, corrected, counted=None)``
     Counts what ``restrict_`` would correct in each of the outputs, and changes none of them.
     `bounds` is (outputs, 2, n); the outputs as for ``check_bounds``.
@@ -51,7 +51,6 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 __all__ = [
     "OUTSIDE_BOUNDS",
@@ -107,8 +106,7 @@ class Operations:
     """The registered operations, called without Python in between."""
 
     restrict_: Operation
-    restrict_and_add: Callable[..., Tensor]
-    restrict_and_multiply: Callable[..., Tensor]
+    restrict_at: Operation
     count_outside: Operation
     record_: Operation
     check_bounds: Operation
@@ -225,18 +223,11 @@ def _source_digest() -> str:
 
 def _register_fakes() -> None:
     for name in Operations.__annotations__:
-        gives_tensor = name in ("restrict_and_add", "restrict_and_multiply")
-        fake = _gives_another if gives_tensor else _changes_in_place
         try:
-            torch.library.register_fake(f"ft2::{name}", fake)
+            torch.library.register_fake(f"ft2::{name}", _changes_in_place)
         except RuntimeError:
             return  # This module was imported anew.
 
 
 def _changes_in_place(*_args: object, **_kwargs: object) -> None:
     """Stand in for an operation where tensors have no values: it returns nothing."""
-
-
-def _gives_another(output: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-    """Stand in for an operation that returns a tensor like its first argument."""
-    return torch.empty_like(output)

@@ -1,9 +1,9 @@
 """Clip the outputs of whole layers to the bounds of the running request, in little time.
 
-Eager layers use native operations, folded into the sums and products that follow. Compiled ones use
-plain torch, which is folded into the neighbouring kernels; what they corrected is counted by one
-native operation at the end of the forward, since counting there would turn those kernels into
-reductions.
+Eager layers use a native operation each. To fold it into the sum or product that follows would save
+a launch, but to find that out in Python takes longer than launching. Compiled layers use plain
+torch, which is folded into the neighbouring kernels; what they corrected is counted by one native
+operation at the end of the forward, since counting there would turn those kernels into reductions.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._dynamo.eval_frame import cached_backends
 
 from ft2.forward import Lane, hears_nothing
+from ft2.native import Operation
 from ft2.protection.arithmetic import clip, count_corrected
 from ft2.protection.bounds import Key, RequestBounds
-from ft2.protection.pending import Pending, Restrictor
 from ft2.protection.resident import Resident
 
 __all__ = ["ClippingLane"]
@@ -41,11 +40,11 @@ class ClippingLane(Lane):
         self._otherwise = otherwise
         self._residents: dict[tuple[int, torch.device, torch.dtype], Resident] = {}
         self._resident: Resident
-        self._idle: list[Restrictor | None] = [None for _ in keys]
+        self._restrict_at: Operation
+        self._idle: list[int | None] = [None for _ in keys]
         # What the layers of the running forward use; compiled layers guard on what they read.
-        self._restrictors = self._idle
+        self._addresses = self._idle
         self._is_clipping = False
-        self._may_wait = False
         self._counts_later = False
         self._waiting: list[tuple[int, Tensor]] = []
 
@@ -70,29 +69,23 @@ class ClippingLane(Lane):
         resident.hold(request, live)
         self._is_clipping = True
         self.is_direct = hears_nothing()
-        self._counts_later = bool(resident.restrictors) and not torch.is_grad_enabled()
+        self._counts_later = bool(resident.addresses) and not torch.is_grad_enabled()
         if self._counts_later:
-            self._restrictors = resident.restrictors
-        # Compiled code cannot follow a class that changes; a backend is known once it may run.
-        self._may_wait = not any(callable(backend) for backend in cached_backends.values())
+            self._addresses = resident.addresses
+            self._restrict_at = resident.restrict_at
 
     def end(self) -> None:
         """Clip nothing more until the next :meth:`begin`."""
-        if self._restrictors is not self._idle:
-            self._resident.check_all_settled()
-        self._restrictors = self._idle
+        self._addresses = self._idle
         self._is_clipping = False
         self.is_direct = False
         self._waiting.clear()
 
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
-        restrictor = self._restrictors[seat]
-        if restrictor is None:
+        address = self._addresses[seat]
+        if address is None:
             return self._otherwise(self._keys[seat], output)
-        # An output that something else has made its own must not wait.
-        if restrictor.waits and self._may_wait and type(output) is Tensor:
-            return Pending.wait(output, restrictor)
-        restrictor.restrict(output)
+        self._restrict_at(output, address)
         return output
 
     def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:

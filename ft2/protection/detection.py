@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from ft2.forward import Lane, hears_nothing
 from ft2.native import OUTSIDE_BOUNDS, WRONG_SUM, load
+from ft2.native.direct import Checked, DirectChecks, hears_no_operations
 from ft2.protection.checksum import NARROW, differing_sums, roundoffs_of, summed_weight, sums_of
+from ft2.protection.kernels import native_operations
 from ft2.protection.resident import keep_address
 
 __all__ = ["BoundsCheck", "Check", "ChecksumCheck", "DetectionLane", "Output", "summed_weight"]
@@ -86,10 +88,17 @@ class BoundsCheck:
         for at in range(len(bounds)):
             seat, start, stop = (at, 0, None) if places is None else places[at]
             self._places.setdefault(seat, []).append((at, slice(start, stop)))
+        # Where each layer is a place from its first column on, they are checked as they come.
+        starts = [0] if places is None else [start for _, start, _ in places]
+        self._seats = list(self._places) if set(starts) == {0} else []
+        self._direct: DirectChecks | None = None
+        self._planned: Tensor | None = None
         keep_address(bounds)
         keep_address(flags)
 
     def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
+        if self._is_native and seats == self._seats and self._checks_directly(outputs):
+            return
         order, parts = [], []
         for seat, output in zip(seats, outputs, strict=True):
             for at, columns in self._places.get(seat, ()):
@@ -106,6 +115,20 @@ class BoundsCheck:
             return
         for part, both in zip(parts, bounds, strict=True):
             _raise_flags(self.flags, _outside(part, both).any(1), OUTSIDE_BOUNDS)
+
+    def _checks_directly(self, outputs: list[Tensor]) -> bool:
+        if torch.compiler.is_compiling() or not hears_no_operations():
+            return False
+        if self._planned is not self.flags:
+            self._planned, self._direct = self.flags, None
+            if native_operations(outputs[0].device, outputs[0].dtype) is not None:
+                stops = [self._places[seat][0][1].stop for seat in self._seats]
+                layers = [
+                    Checked(bounds, output.shape[-1] if stop is None else stop, 0, len(bounds[0]))
+                    for bounds, stop, output in zip(self.bounds, stops, outputs, strict=True)
+                ]
+                self._direct = DirectChecks(layers, self.flags, outputs[0].dtype)
+        return self._direct is not None and self._direct.check_bounds(outputs)
 
     def spots(self, output: Output, vectors: Tensor) -> list[tuple[int, int, int]]:
         """Return vector and column of each value that is outside, of some vectors, int64 (n,)."""
@@ -140,7 +163,11 @@ class ChecksumCheck:
         self._group = group
         self._roundoffs = 0.0
         self._sums: list[Tensor] = []
+        self._columns: list[int] = []
         self._narrow: frozenset[int] = frozenset()
+        self._seats = list(range(len(self._modules)))
+        self._direct: DirectChecks | None = None
+        self._planned: Tensor | None = None
         keep_address(flags)
         self.refresh()
 
@@ -150,15 +177,24 @@ class ChecksumCheck:
         What writes past autograd, to a weight's ``.data``, leaves no trace.
         """
         weights: list[Tensor] = [module.weight for module in self._modules]  # type: ignore[misc]
-        self._roundoffs = roundoffs_of(weights[0])
-        self._sums = [sums_of(module, self._group) for module in self._modules]
-        columns = [
-            weight.numel() // (each.shape[1] - 1) // len(each)
+        roundoffs = roundoffs_of(weights[0])
+        sums = [sums_of(module, self._group) for module in self._modules]
+        if roundoffs != self._roundoffs or list(map(id, sums)) != list(map(id, self._sums)):
+            self._planned = None
+        self._roundoffs, self._sums = roundoffs, sums
+        self._columns = [
+            weight.numel() // (each.shape[1] - 1)
             for weight, each in zip(weights, self._sums, strict=True)
         ]
-        self._narrow = frozenset(seat for seat, each in enumerate(columns) if each < NARROW)
+        self._narrow = frozenset(
+            seat
+            for seat, (columns, each) in enumerate(zip(self._columns, self._sums, strict=True))
+            if columns // len(each) < NARROW
+        )
 
     def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
+        if self._is_native and seats == self._seats and self._checks_directly(hidden, outputs):
+            return
         by_torch = [
             at for at, seat in enumerate(seats) if not self._is_native or seat in self._narrow
         ]
@@ -179,6 +215,20 @@ class ChecksumCheck:
                 self.flags,
                 self._roundoffs,
             )
+
+    def _checks_directly(self, hidden: list[Tensor], outputs: list[Tensor]) -> bool:
+        if self._narrow or torch.compiler.is_compiling() or not hears_no_operations():
+            return False
+        if self._planned is not self.flags:
+            self._planned, self._direct = self.flags, None
+            if native_operations(outputs[0].device, outputs[0].dtype) is not None:
+                layers = [
+                    Checked(sums, columns, sums.shape[1] - 1, len(sums))
+                    for sums, columns in zip(self._sums, self._columns, strict=True)
+                ]
+                dtype = outputs[0].dtype
+                self._direct = DirectChecks(layers, self.flags, dtype, self._roundoffs)
+        return self._direct is not None and self._direct.check_products(outputs, hidden)
 
     def spots(self, output: Output, vectors: Tensor) -> list[tuple[int, int, int]]:
         """Return where sums are wrong, of some vectors, int64 (n,).
@@ -211,16 +261,9 @@ class DetectionLane(Lane):
     at_once:
         Seats whose outputs the model changes in place afterwards, as Falcon adds to one: these are
         checked as soon as they are there.
-
-    Attributes
-    ----------
-    outputs:
-        What was checked in the running forward, until it ends; incomplete after a long prompt, and
-        empty in compiled code, which keeps nothing.
     """
 
     def __init__(self, checks: Sequence[Check], at_once: frozenset[int] = frozenset()) -> None:
-        self.outputs: list[Output] = []
         self._checks = list(checks)
         self._at_once = at_once
         self._is_keeping = False
@@ -228,6 +271,17 @@ class DetectionLane(Lane):
         self._seats: list[int] = []
         self._hidden: list[Tensor] = []
         self._outputs: list[Tensor] = []
+        self._is_checked = False
+
+    @property
+    def outputs(self) -> list[Output]:
+        """What was checked in the running forward, until it ends.
+
+        Incomplete after a long prompt, and empty in compiled code, which keeps nothing.
+        """
+        if not self._is_checked:
+            return []
+        return list(map(Output, self._seats, self._hidden, self._outputs))
 
     def begin(self, checks: Sequence[Check] | None = None) -> None:
         """Keep and check the outputs of the forward that begins, until its end.
@@ -269,24 +323,22 @@ class DetectionLane(Lane):
 
     def finish(self) -> None:
         self._check()
-        if not torch.compiler.is_compiling():
-            self.outputs = list(map(Output, self._seats, self._hidden, self._outputs))
-        self._empty()
+        if torch.compiler.is_compiling():
+            self._forget()
+        else:
+            self._is_checked = True
 
     def _check(self) -> None:
         if self._seats:
             for check in self._checks:
                 check(self._seats, self._hidden, self._outputs)
 
-    def _empty(self) -> None:
+    def _forget(self) -> None:
         self._seats.clear()
         self._hidden.clear()
         self._outputs.clear()
         self._kept = 0
-
-    def _forget(self) -> None:
-        self._empty()
-        self.outputs.clear()
+        self._is_checked = False
 
 
 def _adjacent(tensors: list[Tensor]) -> list[Tensor]:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ft2.native import Operation
+from ft2.native.direct import RestrictionAt
 from ft2.protection.arithmetic import bounds_dtype
 from ft2.protection.bounds import Key, RequestBounds
 from ft2.protection.kernels import native_operations
-from ft2.protection.pending import Restrictor
 
 __all__ = ["Resident", "keep_address"]
 
@@ -43,9 +44,11 @@ class Resident:
         bool (requests, 1), whose corrections are counted; None for a single request.
     late:
         The layers, by their places, that have learned nothing yet.
-    restrictors:
-        What restricts each layer's outputs natively; None where nothing was learned, and where
-        there is nothing native.
+    restrict_at:
+        The native operation, if there is one.
+    addresses:
+        Of each layer what that operation takes, None where nothing was learned; empty where there
+        is nothing native.
     """
 
     def __init__(
@@ -54,7 +57,8 @@ class Resident:
         self.dtype = dtype
         self.live: Tensor | None = None
         self.late: tuple[int, ...] = ()
-        self.restrictors: list[Restrictor | None] = []
+        self.addresses: list[int | None] = []
+        self.restrict_at: Operation
         self._keys = keys
         self._owner: RequestBounds | None = None
         self._version = -1
@@ -71,19 +75,13 @@ class Resident:
         for each in (self.bounds, self.corrected, self.live):
             if each is not None:
                 keep_address(each)
-        self._restrictors: list[Restrictor] = []
+        self._restrictions: list[RestrictionAt] = []
         operations = native_operations(device, dtype)
         if operations is not None:
-            self._restrictors = [
-                Restrictor(operations, bounds, self.corrected, self.live)
-                for bounds in self.bounds.unbind()
+            self.restrict_at = operations.restrict_at
+            self._restrictions = [
+                RestrictionAt(bounds, self.corrected, self.live) for bounds in self.bounds.unbind()
             ]
-
-    def check_all_settled(self) -> None:
-        """Let no output wait from now on, if one was used past torch and never restricted."""
-        if any(each.waiting for each in self._restrictors):
-            for each in self._restrictors:
-                each.waits, each.waiting = False, 0
 
     def hold(self, request: RequestBounds, live: Tensor | None) -> None:
         """Take the place of a request's bounds and counters, until another one's are held.
@@ -117,10 +115,10 @@ class Resident:
         known = [self._unlearned if each is None else each for each in learned]
         torch.stack(known, out=self.bounds)
         self.late = tuple(place for place, each in enumerate(learned) if each is None)
-        if self._restrictors:
-            self.restrictors = [
-                None if each is None else restrictor
-                for each, restrictor in zip(learned, self._restrictors, strict=True)
+        if self._restrictions:
+            self.addresses = [
+                None if each is None else restriction.address
+                for each, restriction in zip(learned, self._restrictions, strict=True)
             ]
         self._owner, self._version = request, request.version
 

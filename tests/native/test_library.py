@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ft2 import doctor, native
+from ft2.native.direct import RestrictionAt
 
 _SOURCES = Path(__file__).parents[2] / "csrc"
 _TORCH_2_10 = "0x020a000000000000"
@@ -27,11 +28,11 @@ def _counters() -> torch.Tensor:
 
 _BOUNDS = torch.tensor([[-1.0, -2.0], [1.0, 2.0]])
 _VALUES = torch.randn(2, 3, 8)
+_RESTRICTION = RestrictionAt(_BOUNDS, _counters(), None)
 _CALLS = {
     "restrict_": (_VALUES, _BOUNDS, _counters()),
     "record_": (_VALUES, _BOUNDS, _counters(), torch.ones(2, 1, dtype=torch.bool)),
-    "restrict_and_add": (_VALUES, _VALUES.clone(), _BOUNDS, _counters()),
-    "restrict_and_multiply": (_VALUES, _VALUES.clone(), _BOUNDS, _counters()),
+    "restrict_at": (_VALUES, _RESTRICTION.address),
     "count_outside": ([_VALUES, _VALUES], torch.stack([_BOUNDS, _BOUNDS]), _counters()),
     "check_bounds": ([_VALUES, _VALUES], torch.stack([_BOUNDS, _BOUNDS]), _flags()),
     "check_sums": ([_VALUES], [_VALUES.sum(-1)], _flags(), 4.0),
@@ -138,6 +139,7 @@ def test_a_missing_or_broken_library_is_told_not_raised(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from ft2 import doctor, native
+from ft2.native.direct import RestrictionAt
 status = native.load(Path(sys.argv[1]))
 assert not status.cpu.active
 assert native.operations() is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ft2.native import Operations
+from ft2.native.direct import RestrictionAt
 from ft2.protection.arithmetic import learn, restrict
 from tests.native.patterns import (
     DTYPES,
@@ -61,6 +62,14 @@ def check_restriction(
     assert torch.equal(count.cpu(), expected_count)
     outside = ~layer.inside
     assert torch.equal(bits(storage.cpu())[outside], bits(before)[outside]), "a neighbour changed"
+    if layer.marks is None:
+        again = before.to(device)
+        view = again.as_strided(view.shape, view.stride(), view.storage_offset())
+        total = torch.zeros_like(count)
+        restriction = RestrictionAt(bounds.to(device), total, None)
+        operations.restrict_at(view, restriction.address)
+        assert torch.equal(bits(again), bits(storage))
+        assert torch.equal(total, count)
 
 
 def check_recording(operations: Operations, device: torch.device, layer: Layer) -> None:
@@ -242,3 +251,32 @@ def test_arguments_that_do_not_fit_are_refused(
         with pytest.raises(RuntimeError, match=complaint):
             operation(values, bounds, count, marks)
     assert torch.equal(values, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_at_an_address_only_counted_requests_are_counted(
+    operations: Operations, device: torch.device, dtype: torch.dtype
+) -> None:
+    bounds = torch.tensor(BOUNDS[0], device=device)
+    values = random_patterns(dtype, (4, 3, 33), 7).to(device)
+    counted = torch.tensor([[True], [False], [False], [True]], device=device)
+    expected, corrected = torch.zeros(2, 4, dtype=torch.int64, device=device)
+    other = values.clone()
+    operations.restrict_(other, bounds, expected, counted)
+    restriction = RestrictionAt(bounds, corrected, counted)
+    operations.restrict_at(values, restriction.address)
+    assert torch.equal(bits(values), bits(other))
+    assert torch.equal(corrected, expected)
+    assert expected[0] > 0
+    assert expected[1] == 0
+
+
+def test_at_an_address_the_tokens_are_a_multiple_of_the_requests(
+    operations: Operations, device: torch.device
+) -> None:
+    count = torch.zeros(2, dtype=torch.int64, device=device)
+    restriction = RestrictionAt(torch.ones(2, 2, device=device), count, None)
+    with pytest.raises(RuntimeError, match="a multiple of the requests"):
+        operations.restrict_at(torch.ones(3, 4, device=device), restriction.address)
+    operations.restrict_at(torch.ones(0, 4, device=device), restriction.address)
+    assert count.tolist() == [0, 0]

@@ -84,35 +84,6 @@ def test_a_layer_exchanged_between_two_protections_is_protected() -> None:
     assert old() is None
 
 
-def test_outputs_used_past_torch_are_restricted_from_the_next_step_on() -> None:
-    model: Any = tiny_model("llama")
-    ids = prompts(1)
-    with ft2.protect(model, scale=1.0) as eager:
-        generate(model, ids, max_new_tokens=8)
-
-    class PastTorch(nn.Module):
-        def __init__(self, mlp: nn.Module) -> None:
-            super().__init__()
-            self.mlp = mlp
-
-        def forward(self, hidden: Tensor) -> Tensor:
-            output = self.mlp(hidden)
-            with torch._C.DisableTorchFunctionSubclass():
-                return output.clone()
-
-    for layer in model.model.layers:
-        layer.mlp = PastTorch(layer.mlp)
-    with ft2.protect(model, scale=1.0) as protection:
-        generate(model, ids, max_new_tokens=8)
-        restrictors = [
-            each
-            for resident in protection.policy._lane._residents.values()  # type: ignore[attr-defined]
-            for each in resident.restrictors
-        ]
-        assert not any(each.waits or each.waiting for each in restrictors)
-    assert 0 < sum(protection.counts) <= sum(eager.counts)
-
-
 def test_what_a_users_hook_returns_stays_the_users() -> None:
     model: Any = tiny_model("llama")
     layer = model.model.layers[0].mlp.up_proj
