@@ -65,4 +65,8 @@ def _subclass(original: Any, methods: dict[str, Callable[..., Any]]) -> type:
         "__reduce_ex__": reduce_ex,
         **methods,
     }
-    return type(original.__name__, (original,), namespace)
+    worn = type(original.__name__, (original,), namespace)
+    # Classes may do something to each that is made of them, as wrapping its forward.
+    for name in [name for name in vars(worn) if name not in namespace and name[:1] != "_"]:
+        delattr(worn, name)
+    return worn

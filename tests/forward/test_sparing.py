@@ -134,3 +134,24 @@ def test_a_protected_models_calls_are_announced_and_its_classes_return() -> None
         generate(model, prompts(1), max_new_tokens=3)
     assert heard == [classes["model.norm"].__name__] * 3
     assert {name: type(module) for name, module in model.named_modules()} == classes
+
+
+def test_what_a_class_does_to_each_made_of_it_is_not_done_to_a_disguise() -> None:
+    class Wrapping(nn.Module):
+        def __init_subclass__(cls) -> None:
+            plain = cls.forward
+
+            def forward(self: Any, hidden: Tensor) -> Any:
+                return plain(self, hidden) + 1
+
+            cls.forward = forward
+
+    class Layer(Wrapping):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return hidden * 2
+
+    model = nn.Sequential(Layer())
+    with torch.no_grad(), _spared(model, "0"):
+        assert type(model[0]) is not Layer
+        assert type(model[0]).forward is Layer.forward
+        assert torch.equal(model[0](_HIDDEN), _HIDDEN * 2 + 1)
