@@ -23,7 +23,7 @@ from ft2.campaign import (
     preserved_randomness,
 )
 from ft2.faults import Draw, Fault, fault_model, sample_top_bit, stratum_of
-from pytest_ft2.crashes import crashed_trials, leave_to_another_process
+from pytest_ft2.crashes import batch_crashed, crashed_trials, leave_to_another_process
 from pytest_ft2.deadline import last_resort
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
 from pytest_ft2.items import ChunkItem, tear_down
@@ -255,6 +255,8 @@ class _ChunkRun:
         settings = self.chunk.config.stash[SETTINGS]
         if settings.batch == 1:
             return {}
+        if batch_crashed(self.chunk.config, self.chunk.nodeid):
+            return dict.fromkeys((trial for trial, _ in trials), "their batch ended its process")
         asked: list[tuple[int, int, Fault]] = []
         goldens: dict[int, GoldenCalls] = {}
         for trial, number in trials:
@@ -269,14 +271,18 @@ class _ChunkRun:
             protected: dict[str, Any] = dict(self.plan.protected)
             policy = protected.pop("protection")
             state.ahead = Ahead(policy, rows=settings.batch, sharers=sharers, **protected)
+        # Said before anything runs, so that it is known that a process died in a batch.
+        self._announce("together")
         try:
             found = state.ahead.compute(goldens, asked)
         except RuntimeError as error:
             if not is_sticky(error):
                 raise
+            leave_to_another_process(self.chunk.config)
             where = f"a batch of {self.chunk.nodeid}"
             self.chunk.config.stash[_LOST_DEVICE] = (where, str(error), _ONE_BY_ONE)
             return {}
+        self._announce("behind")
         if state.ahead.problem is not None:
             self._report_problem(state.ahead.problem)
         return found

@@ -159,8 +159,7 @@ class Owner:
         Returns
         -------
         dict or None
-            The record of the trial that it died in, unless it died elsewhere, or in a trial that
-            ended a process before.
+            As :meth:`CampaignRecords.crashed` returns it, for the trial or batch that it died in.
         """
         chunk_id = _without_group(nodeid)
         for campaign in self.ledger.campaigns.values():

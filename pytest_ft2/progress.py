@@ -20,7 +20,7 @@ _SHOWN: dict[str | None, tuple[str, str, dict[str, bool]]] = {
     None: ("H", "HARNESS ERROR", {"red": True}),
 }
 _CHUNK = re.compile(r"[\[-]faults-(?P<first>\d+)-(?P<last>\d+)\](@.*)?$")
-_OURS = ("plan", "golden", "noise", "begins", "behind", "problem")
+_OURS = ("plan", "golden", "noise", "together", "begins", "behind", "problem")
 
 
 class Progress:

@@ -25,9 +25,9 @@ class CampaignRecords:
     ended:
         Whether every selected chunk ran to its end, its last fault-free run included.
     running:
-        What is known of the trial that each chunk has begun.
+        What is known of the trial, or of the batch, that each chunk has begun.
     crashes:
-        The trials of each chunk that ended a process.
+        The trials of each chunk that ended a process; None stands for a batch of them.
     ended_chunks:
         The chunks that ran to their end.
     noise_holds:
@@ -43,7 +43,7 @@ class CampaignRecords:
     noise_holds: dict[str, bool] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     running: dict[str, Payload] = field(default_factory=dict)
-    crashes: dict[str, list[int]] = field(default_factory=dict)
+    crashes: dict[str, list[int | None]] = field(default_factory=dict)
     ended_chunks: set[str] = field(default_factory=set)
 
     def note(self, sentence: str) -> None:
@@ -56,7 +56,7 @@ class CampaignRecords:
         kind = payload["kind"]
         if kind == "trial":
             self.add_trial(payload)
-        elif kind == "begins":
+        elif kind in ("begins", "together"):
             self.running[nodeid] = payload
         elif kind == "behind":
             self.running.pop(nodeid, None)
@@ -78,12 +78,13 @@ class CampaignRecords:
             )
 
     def crashed(self, chunk_id: str) -> Payload | None:
-        """Record that the process running a chunk died: what it had begun is a DUE.
+        """Record that the process running a chunk died: a trial that it had begun is a DUE.
 
         Returns
         -------
         dict or None
-            The record of that trial, unless it ended a process before, or none had begun.
+            The record of that trial, or the announcement of the batch that it had begun; None if
+            that ended a process before, or if neither had begun.
         """
         begun = self.running.pop(chunk_id, None)
         if begun is None:
@@ -92,11 +93,13 @@ class CampaignRecords:
                 "see why."
             )
             return None
-        trial = begun["trial"]
+        trial = begun.get("trial")
         crashes = self.crashes.setdefault(chunk_id, [])
         if trial in crashes:
             return None
         crashes.append(trial)
+        if trial is None:
+            return begun
         record = {
             "kind": "trial",
             "campaign": self.plan.key,

@@ -61,17 +61,20 @@ class WorkerHooks:
             self._owner.interrupted = True
 
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
-        """Make a crash that is a trial's outcome its report, and have the other trials run."""
+        """Make a crash that is a trial's outcome its report, and have the other trials run.
+
+        Those of a batch that ended its worker run again, one by one.
+        """
         record = self._owner.crashed(crashitem)
         if record is None:
             return
-        note_crash(Path(self._crashes.name), crashitem, record["trial"])
+        note_crash(Path(self._crashes.name), crashitem, record.get("trial"))
         try:
             sched.mark_test_pending(crashitem)
         except NotImplementedError:
             # Of xdist's schedulers, those that keep tests together run nothing again.
             return
-        report.when = "trial"  # type: ignore[assignment]
+        report.when = record["kind"]
         report.outcome = "passed"
         report.longrepr = None
         report.ft2 = [record]  # type: ignore[attr-defined]

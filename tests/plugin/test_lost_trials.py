@@ -89,6 +89,55 @@ BatchEngine.run = lose
     assert campaign["trials"] == []
 
 
+LOSING_BATCHES = """
+import os
+from ft2.campaign.batch_engine import BatchEngine
+
+
+def lose(engine, trials, done):
+    EVENT
+
+
+BatchEngine.run = lose
+"""
+
+
+@pytest.mark.parametrize("event", ["os._exit(0)", LOST_DEVICE])
+def test_trials_whose_batch_ends_its_worker_run_one_by_one_elsewhere(
+    project: Project, event: str
+) -> None:
+    write_crash(project, "pass", "(100)")
+    project.run(*CRASHING)
+    expected = project.json()["campaigns"][0]["trials"]
+    conftest = project.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + LOSING_BATCHES.replace("EVENT", event))
+    result = project.run_apart("-n2", *CRASHING, "-o", "ft2_batch=8")
+    assert result.ret == pytest.ExitCode.OK
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "pass", campaign["reason"]
+    for name in ("trial", "fault", "outcome", "after"):
+        assert [each[name] for each in campaign["trials"]] == [each[name] for each in expected]
+    assert {each["batch"] for each in campaign["trials"]} == {1}
+    result.stdout.fnmatch_lines(["*8 trials ran one at a time: their batch ended its process (8)."])
+    assert result.parseoutcomes()["passed"] == 3
+
+
+def test_trials_whose_batch_ends_a_worker_that_is_not_replaced_are_lost(project: Project) -> None:
+    write_crash(project, "pass", "(100)")
+    conftest = project.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + LOSING_BATCHES.replace("EVENT", "os._exit(0)"))
+    arguments = ("-n1", "--max-worker-restart=0", "-o", "ft2_batch=8")
+    result = project.run_apart(*CRASHING, *arguments)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    campaign = project.json()["campaigns"][0]
+    assert campaign["verdict"] == "incomplete"
+    assert (
+        "A worker died while it computed a batch of test_it.py::test_answer" in campaign["reason"]
+    )
+    assert "its 8 trials were lost: use --ft2-batch=1" in campaign["reason"]
+    assert campaign["due"] == 0
+
+
 def test_trials_that_end_their_workers_are_held_against_their_budget(project: Project) -> None:
     write_crash(project, "os._exit(0)", "(100, due_budget=1)")
     result = project.run_apart("-n1", *CRASHING)
