@@ -116,6 +116,45 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 512,
     },
 }
+# Of a few numbers a layer, so that Python and torch's dispatch take all the time, as on a GPU.
+NARROW: dict[str, dict[str, Any]] = {
+    "Llama, narrow": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 4,
+        "vocab_size": 600,
+    },
+    "Qwen2, narrow": {
+        "model_type": "qwen2",
+        "max_window_layers": 0,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 600,
+    },
+    "OPT, narrow": {
+        "model_type": "opt",
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 4,
+        "vocab_size": 600,
+    },
+    "GPT-J, narrow": {
+        "model_type": "gptj",
+        "n_embd": 32,
+        "n_layer": 16,
+        "n_head": 4,
+        "rotary_dim": 8,
+        "vocab_size": 600,
+    },
+}
+_ALL = {**SHAPES, **NARROW}
 PROMPT = 100
 # Measured before the turns, which have one of each request.
 _FIRST_TOKENS = 5
@@ -326,7 +365,7 @@ def _compete(
     torch.set_num_threads(1)
     native.load()
     with torch.no_grad():
-        model = _build(SHAPES[title], device)
+        model = _build(_ALL[title], device)
         for batch, new_tokens in itertools.product(arguments.batch, arguments.new_tokens):
             contest = _Contest(model, arguments, batch, new_tokens)
             contest.warm_up()
@@ -464,7 +503,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compiled", action="store_true", help="static cache, CUDA graphs")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["Llama, 3M parameters"])
+    parser.add_argument("--shapes", nargs="+", choices=_ALL, default=["Llama, 3M parameters"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--new-tokens", type=int, nargs="+", default=[60])
