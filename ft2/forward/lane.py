@@ -161,32 +161,40 @@ def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _call_spared(module: Any, *args: Any, **kwargs: Any) -> Any:
-    if not is_compiling() and lane.is_direct:
-        own = module.__dict__
-        if (
-            not own["_forward_hooks"]
-            and not own["_forward_pre_hooks"]
-            and "_compiled_call_impl" not in own
-        ):
-            return module.forward(*args, **kwargs)
+    if is_compiling():
+        # Each way of a call would be one more thing for compiled code to check in every module.
+        if module._forward_hooks or module._forward_pre_hooks:
+            return call(module, *args, **kwargs)
+        return module.forward(*args, **kwargs)
+    own = module.__dict__
+    if (
+        lane.is_direct
+        and not own["_forward_hooks"]
+        and not own["_forward_pre_hooks"]
+        and "_compiled_call_impl" not in own
+    ):
+        return module.forward(*args, **kwargs)
     return call(module, *args, **kwargs)
 
 
 def _call_spared_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
-    if len(args) == 1 and not kwargs and not is_compiling() and lane.is_direct:
-        own = module.__dict__
-        if (
-            not own["_forward_hooks"]
-            and not own["_forward_pre_hooks"]
-            and "forward" not in own
-            and "_compiled_call_impl" not in own
-            and (weight := own["_parameters"].get("weight")) is not None
-        ):
-            return linear(args[0], weight, own["_parameters"]["bias"])
+    if len(args) != 1 or kwargs or is_compiling():
+        return call_spared(module, *args, **kwargs)
+    own = module.__dict__
+    if (
+        lane.is_direct
+        and not own["_forward_hooks"]
+        and not own["_forward_pre_hooks"]
+        and "forward" not in own
+        and "_compiled_call_impl" not in own
+        and (weight := own["_parameters"].get("weight")) is not None
+    ):
+        return linear(args[0], weight, own["_parameters"]["bias"])
     return call(module, *args, **kwargs)
 
 
 call_module = _call_module
+call_spared = _call_spared
 
 
 _Names = tuple[str, ...]
@@ -234,6 +242,7 @@ def seats_of(model: nn.Module, names: Iterable[str], spared: Iterable[str] = ())
             # Another module may be given the id of one that is gone.
             weakref.finalize(module, namespace["seats"].pop, id(module), None).atexit = False
         namespace["call_module"] = _bound(_call_module, namespace)
+        namespace["call_spared"] = _bound(_call_spared, namespace)
         seated, others = kinds[: len(names)], kinds[len(names) :]
         disguises = {kind: _disguise(kind, namespace) for kind in seated}
         sparing = {kind: _sparing_disguise(kind, namespace) for kind in others}

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from ft2.forward import Lane, hears_nothing
 from ft2.native import OUTSIDE_BOUNDS, WRONG_SUM, load
@@ -25,10 +26,23 @@ from ft2.protection.checksum import NARROW, differing_sums, roundoffs_of, summed
 from ft2.protection.kernels import native_operations
 from ft2.protection.resident import keep_address
 
-__all__ = ["BoundsCheck", "Check", "ChecksumCheck", "DetectionLane", "Output", "summed_weight"]
+__all__ = [
+    "BoundsCheck",
+    "Check",
+    "ChecksumCheck",
+    "DetectionLane",
+    "Output",
+    "Place",
+    "summed_weight",
+]
 
 # How many numbers are kept until the forward's end: a long prompt's would not fit.
 _MOST_KEPT = 2**25
+# How many sums of weights compiled code has in a tensor of their own: 64 MB.
+_MOST_SUMS = 2**24
+
+# A layer's seat, and its columns from and to; None: to the last.
+Place = tuple[int, int, int | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,42 +88,43 @@ class BoundsCheck:
         uint8 (rows,), or (rows · tokens,): gets the bit ``ft2.native.OUTSIDE_BOUNDS``; never reset
         here.
     places:
-        Of each place its layer's seat, and its columns from and to; None: each seat is a place,
-        with all of its columns.
+        Of each place its layer's seat, and its columns from and to (None: to the last); None: each
+        seat is a place, with all of its columns.
     """
 
     def __init__(
-        self, bounds: Tensor, flags: Tensor, places: Sequence[tuple[int, int, int]] | None = None
+        self, bounds: Tensor, flags: Tensor, places: Sequence[Place] | None = None
     ) -> None:
         self.bounds = bounds
         self.flags = flags
         self._is_native = load().serves(flags.device)
+        each_seat: list[Place] = [(seat, 0, None) for seat in range(len(bounds))]
+        # Compiled code guards on all that it reads: where seats are places, on this alone.
+        self._are_seats = places is None or list(places) == each_seat
         self._places: dict[int, list[tuple[int, slice]]] = {}
-        for at in range(len(bounds)):
-            seat, start, stop = (at, 0, None) if places is None else places[at]
+        for at, (seat, start, stop) in enumerate(each_seat if places is None else places):
             self._places.setdefault(seat, []).append((at, slice(start, stop)))
-        # Where each layer is a place from its first column on, they are checked as they come.
-        starts = [0] if places is None else [start for _, start, _ in places]
-        self._seats = list(self._places) if set(starts) == {0} else []
+        self._count = len(bounds)
         self._direct: DirectChecks | None = None
         self._planned: Tensor | None = None
         keep_address(bounds)
         keep_address(flags)
 
     def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
-        if self._is_native and seats == self._seats and self._checks_directly(outputs):
+        bounds, parts = self.bounds, outputs
+        if not (self._are_seats and seats == list(range(self._count))):
+            order, parts = [], []
+            for seat, output in zip(seats, outputs, strict=True):
+                for at, columns in self._places.get(seat, ()):
+                    order.append(at)
+                    whole = columns.start == 0 and columns.stop in (None, output.shape[-1])
+                    parts.append(output if whole else output[..., columns])
+            if not parts:
+                return
+            if order != list(range(len(bounds))):
+                bounds = torch.stack([bounds[at] for at in order])
+        elif self._is_native and not is_compiling() and self._checks_directly(outputs):
             return
-        order, parts = [], []
-        for seat, output in zip(seats, outputs, strict=True):
-            for at, columns in self._places.get(seat, ()):
-                order.append(at)
-                whole = columns.start == 0 and columns.stop in (None, output.shape[-1])
-                parts.append(output if whole else output[..., columns])
-        if not parts:
-            return
-        bounds = self.bounds
-        if order != list(range(len(bounds))):
-            bounds = torch.stack([bounds[at] for at in order])
         if self._is_native:
             torch.ops.ft2.check_bounds.default(_adjacent(parts), bounds, self.flags)
             return
@@ -117,15 +132,14 @@ class BoundsCheck:
             _raise_flags(self.flags, _outside(part, both).any(1), OUTSIDE_BOUNDS)
 
     def _checks_directly(self, outputs: list[Tensor]) -> bool:
-        if torch.compiler.is_compiling() or not hears_no_operations():
+        if not hears_no_operations():
             return False
         if self._planned is not self.flags:
             self._planned, self._direct = self.flags, None
             if native_operations(outputs[0].device, outputs[0].dtype) is not None:
-                stops = [self._places[seat][0][1].stop for seat in self._seats]
                 layers = [
-                    Checked(bounds, output.shape[-1] if stop is None else stop, 0, len(bounds[0]))
-                    for bounds, stop, output in zip(self.bounds, stops, outputs, strict=True)
+                    Checked(bounds, output.shape[-1], 0, len(bounds[0]))
+                    for bounds, output in zip(self.bounds, outputs, strict=True)
                 ]
                 self._direct = DirectChecks(layers, self.flags, outputs[0].dtype)
         return self._direct is not None and self._direct.check_bounds(outputs)
@@ -165,7 +179,8 @@ class ChecksumCheck:
         self._sums: list[Tensor] = []
         self._columns: list[int] = []
         self._narrow: frozenset[int] = frozenset()
-        self._seats = list(range(len(self._modules)))
+        self._count = len(self._modules)
+        self._all_sums: Tensor | None = None
         self._direct: DirectChecks | None = None
         self._planned: Tensor | None = None
         keep_address(flags)
@@ -181,6 +196,7 @@ class ChecksumCheck:
         sums = [sums_of(module, self._group) for module in self._modules]
         if roundoffs != self._roundoffs or list(map(id, sums)) != list(map(id, self._sums)):
             self._planned = None
+            self._all_sums = _one_tensor(sums)
         self._roundoffs, self._sums = roundoffs, sums
         self._columns = [
             weight.numel() // (each.shape[1] - 1)
@@ -193,7 +209,12 @@ class ChecksumCheck:
         )
 
     def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
-        if self._is_native and seats == self._seats and self._checks_directly(hidden, outputs):
+        if (
+            self._is_native
+            and not is_compiling()
+            and seats == list(range(self._count))
+            and self._checks_directly(hidden, outputs)
+        ):
             return
         by_torch = [
             at for at, seat in enumerate(seats) if not self._is_native or seat in self._narrow
@@ -211,13 +232,28 @@ class ChecksumCheck:
             torch.ops.ft2.check_products.default(
                 _adjacent(outputs),
                 _adjacent(hidden),
-                [self._sums[seat] for seat in seats],
+                self._sums_of(seats, hidden, outputs),
                 self.flags,
                 self._roundoffs,
             )
 
+    def _sums_of(
+        self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]
+    ) -> list[Tensor]:
+        if not is_compiling() or self._all_sums is None or seats != list(range(self._count)):
+            return [self._sums[seat] for seat in seats]
+        # Compiled code takes one tensor and cuts it: it would guard on each of many.
+        found, start = [], 0
+        for given, output in zip(hidden, outputs, strict=True):
+            inputs, columns = given.shape[-1], output.shape[-1]
+            groups = columns // self._group if self._group and columns % self._group == 0 else 1
+            stop = start + groups * (inputs + 1)
+            found.append(self._all_sums[start:stop].view(groups, inputs + 1))
+            start = stop
+        return found
+
     def _checks_directly(self, hidden: list[Tensor], outputs: list[Tensor]) -> bool:
-        if self._narrow or torch.compiler.is_compiling() or not hears_no_operations():
+        if self._narrow or not hears_no_operations():
             return False
         if self._planned is not self.flags:
             self._planned, self._direct = self.flags, None
@@ -323,7 +359,7 @@ class DetectionLane(Lane):
 
     def finish(self) -> None:
         self._check()
-        if torch.compiler.is_compiling():
+        if is_compiling():
             self._forget()
         else:
             self._is_checked = True
@@ -339,6 +375,17 @@ class DetectionLane(Lane):
         self._outputs.clear()
         self._kept = 0
         self._is_checked = False
+
+
+def _one_tensor(sums: list[Tensor]) -> Tensor | None:
+    """Return all numbers of these in one tensor, unless they are too many to have twice."""
+    devices = {each.device for each in sums}
+    if sum(each.numel() for each in sums) > _MOST_SUMS or len(devices) > 1:
+        return None
+    with torch.inference_mode(False), torch.no_grad():
+        together = torch.cat([each.flatten() for each in sums])
+    keep_address(together)
+    return together
 
 
 def _adjacent(tensors: list[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ft2.forward import Forward, fit_tokens
 from ft2.layers import Projection
 from ft2.protection.arithmetic import widen
-from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, DetectionLane, Output
+from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, DetectionLane, Output, Place
 from ft2.protection.policy import Recomputations
 from ft2.protection.resident import keep_address
 
@@ -92,13 +92,14 @@ class WatchedLayers:
         self.is_bounding = False
         early = frozenset(seat for seat, name in enumerate(self.names) if name in at_once)
         self.lane = DetectionLane([], early)
-        self._places: list[tuple[int, int, int]] = []
+        self._places: list[Place] = []
         self._owners: list[str] = []
         if "bounds" in detect:
             for seat, each in enumerate(layers):
                 for start, stop, critical in each.columns:
                     if critical:
-                        self._places.append((seat, start, stop))
+                        is_last = stop == each.out_features
+                        self._places.append((seat, start, None if is_last else stop))
                         self._owners.append(each.name)
         # Of each row, and with padding of each token, since padding may hold anything.
         self._flags: dict[int, Tensor] = {}
@@ -288,12 +289,10 @@ class _ByToken:
 class _FirstToken:
     """Sees between which bounds the layers of a forward stay, for each row; ±Inf and NaN aside."""
 
-    def __init__(
-        self, places: Sequence[tuple[int, int, int]], rows: int, device: torch.device
-    ) -> None:
+    def __init__(self, places: Sequence[Place], rows: int, device: torch.device) -> None:
         self.real: Tensor | None = None
         self._rows = rows
-        self._places: dict[int, list[tuple[int, int, int]]] = {}
+        self._places: dict[int, list[Place]] = {}
         for at, (seat, start, stop) in enumerate(places):
             self._places.setdefault(seat, []).append((at, start, stop))
         with torch.inference_mode(False):
