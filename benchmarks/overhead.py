@@ -37,6 +37,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,23 @@ VARIANTS: dict[str, Callable[[Any], None]] = {
 }
 
 
+def _compiled_call(model: Any, is_announced: bool) -> Callable[..., Any]:
+    """What ``generate`` compiles of a model.
+
+    Code that was compiled for one model serves another of the same classes, whatever hooks that one
+    has (pytorch#117758). Where ft2 listens, each model has code of its own; so it has here.
+    """
+    config = CompileConfig()
+    if is_announced:
+        return model.get_compiled_call(config)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+    return torch.compile(own, **config.to_dict())
+
+
 class _Decoder:
     """Answers one request after the other, greedily, and can be left and resumed at any token.
 
@@ -264,7 +282,7 @@ class _Decoder:
         self._request = ExitStack()
         self._prompt = self._token = prompt
         self._new_tokens = new_tokens
-        self._compiled = model.get_compiled_call(CompileConfig()) if compiled else None
+        self._compiled = _compiled_call(model, is_announced) if compiled else None
         self._cache: Any = None
         self._done = 0
 

@@ -162,6 +162,8 @@ class Problems:
                 continue
             trial = self.records.crashes[chunk_id][-1]
             lost = sum(other not in self.records.trials for other in chunk)
+            if trial is None and not lost:
+                continue
             if trial is None:
                 yield (
                     f"A worker died while it computed a batch of {chunk_id}, and its {lost} trials "

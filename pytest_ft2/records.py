@@ -83,8 +83,8 @@ class CampaignRecords:
         Returns
         -------
         dict or None
-            The record of that trial, or the announcement of the batch that it had begun; None if
-            that ended a process before, or if neither had begun.
+            The record of that trial, or word that the batch is behind; None if that ended a process
+            before, or if neither had begun.
         """
         begun = self.running.pop(chunk_id, None)
         if begun is None:
@@ -99,7 +99,7 @@ class CampaignRecords:
             return None
         crashes.append(trial)
         if trial is None:
-            return begun
+            return begun | {"kind": "behind"}
         record = {
             "kind": "trial",
             "campaign": self.plan.key,

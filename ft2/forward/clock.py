@@ -30,7 +30,7 @@ from ft2.forward.lane import Lane
 from ft2.forward.review import Reviewer
 from ft2.layers import unwrap
 
-__all__ = ["Clock", "announcers", "request"]
+__all__ = ["Clock", "announcers", "clocked_models", "request"]
 
 
 class Clock:
@@ -351,6 +351,11 @@ class _CountingCriteria(StoppingCriteriaList):
 
 def _worn(clock: Clock, model: nn.Module) -> list[tuple[nn.Module, Disguise]]:
     return list(zip(announcers(model), clock._disguises, strict=True))
+
+
+def clocked_models() -> list[nn.Module]:
+    """Return the models whose calls something listens to."""
+    return [model for model, clock in _CLOCKS.items() if clock._listeners]
 
 
 def announcers(model: nn.Module) -> list[nn.Module]:

@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.nn import functional
 from torch.nn.modules import module as _modules
@@ -155,6 +155,7 @@ def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
         and "forward" not in own
         and "_compiled_call_impl" not in own
         and (weight := own["_parameters"].get("weight")) is not None
+        and "bias" in own["_parameters"]
     ):
         return lane.eager(seat, hidden, linear(hidden, weight, own["_parameters"]["bias"]))
     return call_module(module, hidden)
@@ -163,7 +164,7 @@ def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
 def _call_spared(module: Any, *args: Any, **kwargs: Any) -> Any:
     if is_compiling():
         # Each way of a call would be one more thing for compiled code to check in every module.
-        if module._forward_hooks or module._forward_pre_hooks:
+        if is_grad_enabled() or module._forward_hooks or module._forward_pre_hooks:
             return call(module, *args, **kwargs)
         return module.forward(*args, **kwargs)
     own = module.__dict__
@@ -188,6 +189,7 @@ def _call_spared_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
         and "forward" not in own
         and "_compiled_call_impl" not in own
         and (weight := own["_parameters"].get("weight")) is not None
+        and "bias" in own["_parameters"]
     ):
         return linear(args[0], weight, own["_parameters"]["bias"])
     return call(module, *args, **kwargs)
@@ -204,7 +206,14 @@ _SEATS: WeakKeyDictionary[nn.Module, dict[tuple[_Names, _Names], list[Seat]]] = 
 
 def takes_a_seat(module: nn.Module) -> bool:
     """Whether calling the module is what calling any module is."""
-    return undisguised(type(module)).__call__ is nn.Module.__call__
+    kind: Any = undisguised(type(module))
+    own, usual = vars(module), nn.Module
+    return (
+        kind.__call__ is usual.__call__
+        and kind._wrapped_call_impl is usual._wrapped_call_impl
+        and kind._call_impl is usual._call_impl
+        and not {"_wrapped_call_impl", "_call_impl"} & own.keys()
+    )
 
 
 def seats_of(model: nn.Module, names: Iterable[str], spared: Iterable[str] = ()) -> list[Seat]:
@@ -234,6 +243,7 @@ def seats_of(model: nn.Module, names: Iterable[str], spared: Iterable[str] = ())
             "__builtins__": __builtins__,
             "call": call,
             "is_compiling": is_compiling,
+            "is_grad_enabled": is_grad_enabled,
             "lane": _EMPTY,
             "linear": linear,
             "seats": {id(module): number for number, module in numbered.items()},

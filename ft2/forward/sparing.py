@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from ft2.forward.clock import announcers
+from ft2.forward.clock import announcers, clocked_models
+from ft2.forward.disguise import undisguised
 from ft2.forward.lane import takes_a_seat
 
 __all__ = ["sparable"]
@@ -24,15 +26,28 @@ def sparable(model: nn.Module, taken: Iterable[str]) -> list[str]:
     Parameters
     ----------
     model:
-        The model. Itself and its base, whose calls the clock announces, are left out.
+        The model. Itself and what it stands on, whose calls the clock announces, are left out, and
+        so are models inside of it, which may have clocks of their own.
     taken:
         Names of modules that are left out too.
     """
     others = {model.get_submodule(name) for name in taken} | set(announcers(model))
+    for each in clocked_models():
+        others |= set(announcers(each))
     return [
         name
         for name, module in model.named_modules()
         if module not in others
         and takes_a_seat(module)
-        and not isinstance(module, (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule))
+        and not isinstance(
+            module, (PreTrainedModel, nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)
+        )
+        and _may_be_disguised(undisguised(type(module)))
     ]
+
+
+def _may_be_disguised(kind: type) -> bool:
+    """Whether making a class of this one is not something that it hears of, and may refuse."""
+    told = next(each for each in kind.__mro__ if "__init_subclass__" in vars(each))
+    is_known = told is object or told.__module__.partition(".")[0] in ("torch", "transformers")
+    return type(kind) is type and is_known

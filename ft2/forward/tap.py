@@ -49,8 +49,7 @@ class _OnLane:
 
     def apply(self, hidden: Tensor, output: Tensor) -> Tensor:
         number = self.seat.number
-        if number is None:
-            return output
+        assert number is not None
         if torch.compiler.is_compiling():
             return self.lane.traced(number, hidden, output)
         return self.lane.eager(number, hidden, output)
@@ -89,6 +88,8 @@ class _TappedModule:
                 output = call_and_follow(module, args, kwargs)
             else:
                 output = call(module, *args, **kwargs)
+            if not self.outputs:
+                return output
             hidden = args[0] if args else next(iter(kwargs.values()))
             # What a hook returns may be the user's own, and a tap may change what it is given.
             if module._forward_hooks and isinstance(output, Tensor):
@@ -120,7 +121,12 @@ class _TappedModule:
 
     def _dress(self, module: nn.Module) -> None:
         self.taps.sort(key=lambda entry: entry.order)
-        self.outputs = tuple(each for each in self.taps if not isinstance(each, _OnProduct))
+        self.outputs = tuple(
+            each
+            for each in self.taps
+            if not isinstance(each, _OnProduct)
+            and not (isinstance(each, _OnLane) and each.seat.number is None)
+        )
         by_parameter: dict[tuple[int, str], list[_OnProduct]] = {}
         for entry in self.taps:
             if isinstance(entry, _OnProduct):

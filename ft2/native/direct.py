@@ -30,7 +30,7 @@ _ARGUMENTS = {
     "ft2_check_products": (_ADDRESS, _ADDRESS, _ADDRESS, _NUMBER),
 }
 
-_dtype = attrgetter("dtype")
+_dtype, _device = attrgetter("dtype"), attrgetter("device")
 
 
 class _Restriction(ctypes.Structure):
@@ -145,14 +145,17 @@ class DirectChecks:
     Raises
     ------
     ValueError
-        If the native operations do not serve such outputs.
+        If the native operations do not serve such outputs, or what is checked against is on another
+        device than the flags.
     """
 
     def __init__(
         self, layers: Sequence[Checked], flags: Tensor, dtype: torch.dtype, roundoffs: float = 0.0
     ) -> None:
         library = _library(flags.device, dtype)
-        self._dtypes = {dtype}
+        if {each.against.device for each in layers} - {flags.device}:
+            raise ValueError(f"what is checked against is not on {flags.device}")
+        self._dtypes, self._devices = {dtype}, {flags.device}
         self._columns = [each.columns for each in layers]
         self._inputs = [each.inputs for each in layers]
         array = (_Layer * len(layers))(
@@ -217,6 +220,7 @@ class DirectChecks:
             and all(map(Tensor.is_contiguous, values))
             and set(map(type, values)) == {Tensor}
             and set(map(_dtype, values)) == self._dtypes
+            and set(map(_device, values)) == self._devices
         )
 
     def _addresses_of(self, values: Sequence[Tensor]) -> Any:

@@ -150,7 +150,8 @@ def protect(
     ----------
     model:
         A causal language model. It stays the same object: ``state_dict``, ``save_pretrained``,
-        ``deepcopy``, ``.to()`` and ``isinstance`` are as before, and a copy is unprotected.
+        ``deepcopy``, ``.to()`` and ``isinstance`` are as before, and a copy is unprotected. Until
+        the protection is removed, its modules are of classes made of their own.
     policy:
         ``ft2``: bounds learned on each request's first token restrict the critical layers on the
         later ones (FT2, HPDC '25). ``none``: nothing. With bounds profiled offline: ``ranger``

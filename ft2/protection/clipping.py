@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ft2.forward import Lane, hears_nothing
 from ft2.native import Operation
+from ft2.native.direct import hears_no_operations
 from ft2.protection.arithmetic import clip, count_corrected
 from ft2.protection.bounds import Key, RequestBounds
 from ft2.protection.resident import Resident
@@ -70,7 +71,9 @@ class ClippingLane(Lane):
         self._is_clipping = True
         self.is_direct = hears_nothing()
         self._counts_later = bool(resident.addresses) and not torch.is_grad_enabled()
-        if self._counts_later:
+        # Who traces keeps what is computed, and an address is good for as long as this lane.
+        is_traced = not hears_no_operations() or bool(torch._C._get_tracing_state())
+        if self._counts_later and not is_traced:
             self._addresses = resident.addresses
             self._restrict_at = resident.restrict_at
 

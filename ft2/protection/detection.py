@@ -136,7 +136,7 @@ class BoundsCheck:
             return False
         if self._planned is not self.flags:
             self._planned, self._direct = self.flags, None
-            if native_operations(outputs[0].device, outputs[0].dtype) is not None:
+            if _is_served(outputs[0], self.flags):
                 layers = [
                     Checked(bounds, output.shape[-1], 0, len(bounds[0]))
                     for bounds, output in zip(self.bounds, outputs, strict=True)
@@ -257,7 +257,7 @@ class ChecksumCheck:
             return False
         if self._planned is not self.flags:
             self._planned, self._direct = self.flags, None
-            if native_operations(outputs[0].device, outputs[0].dtype) is not None:
+            if _is_served(outputs[0], self.flags):
                 layers = [
                     Checked(sums, columns, sums.shape[1] - 1, len(sums))
                     for sums, columns in zip(self._sums, self._columns, strict=True)
@@ -386,6 +386,11 @@ def _one_tensor(sums: list[Tensor]) -> Tensor | None:
         together = torch.cat([each.flatten() for each in sums])
     keep_address(together)
     return together
+
+
+def _is_served(output: Tensor, flags: Tensor) -> bool:
+    is_there = output.device == flags.device
+    return is_there and native_operations(output.device, output.dtype) is not None
 
 
 def _adjacent(tensors: list[Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import ft2
 from ft2.forward import Lane, Order, hears_nothing, sparable, tap, tap_in_lane
@@ -155,3 +156,70 @@ def test_what_a_class_does_to_each_made_of_it_is_not_done_to_a_disguise() -> Non
         assert type(model[0]) is not Layer
         assert type(model[0]).forward is Layer.forward
         assert torch.equal(model[0](_HIDDEN), _HIDDEN * 2 + 1)
+
+
+class _Negating(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: Tensor) -> Any:
+        return self.inner(hidden)
+
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        return -super()._call_impl(*args, **kwargs)
+
+
+class _Refusing(nn.LayerNorm):
+    def __init_subclass__(cls) -> None:
+        raise TypeError("this class is final")
+
+
+class _Constant(nn.Module):
+    def forward(self) -> Tensor:
+        return torch.ones(1)
+
+
+@torch.no_grad()
+def test_modules_of_ways_of_their_own_keep_them() -> None:
+    model = nn.Sequential(_Negating(nn.Linear(8, 8)), _Refusing(8), _Constant())
+    assert sparable(model, []) == ["0.inner", "2"]
+    plain = model[0](_HIDDEN)
+    with _spared(model, "0.inner", "2"), _spared(model, "2"):
+        assert torch.equal(model[0](_HIDDEN), plain)
+        assert torch.equal(model[2](), torch.ones(1))
+
+
+@torch.no_grad()
+def test_a_bias_parametrized_while_spared_is_the_one_that_counts() -> None:
+    class Shifted(nn.Module):
+        def forward(self, bias: Tensor) -> Tensor:
+            return bias + 1
+
+    model = _model()
+    plain = model[0](_HIDDEN)
+    with _spared(model, "0"):
+        parametrize.register_parametrization(model[0], "bias", Shifted())
+        torch.testing.assert_close(model[0](_HIDDEN), plain + 1)
+
+
+def test_a_model_inside_of_a_protected_one_keeps_its_own_clock() -> None:
+    inner: Any = tiny_model("llama")
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = inner
+            self.second = tiny_model("llama")
+
+        def forward(self, input_ids: Tensor) -> Any:
+            return self.second(input_ids=input_ids, past_key_values=self.first(input_ids)[1])
+
+    outer = Outer()
+    kind = type(inner)
+    assert not {"first", "first.model", "second", "second.model"} & set(sparable(outer, []))
+    with ft2.protect(inner) as protection:
+        assert not {"first", "first.model"} & set(sparable(outer, []))
+        generate(inner, prompts(1), max_new_tokens=3)
+        assert protection.left_first_token
+    assert type(inner) is kind

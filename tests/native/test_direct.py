@@ -95,6 +95,7 @@ _REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
     "not adjacent": lambda output: output.mT.contiguous().mT,
     "a class of its own": lambda output: output.as_subclass(_Own),
     "no tokens": lambda output: output[:0],
+    "on another device": lambda output: output.to("meta"),
 }
 
 
@@ -140,3 +141,6 @@ def test_what_no_operation_serves_is_refused() -> None:
     flags = torch.zeros(2, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"no native operations for torch\.float64 on cpu"):
         DirectChecks([], flags, torch.float64)
+    elsewhere = Checked(_bounds(1, 1, torch.device("meta"))[0], 5, 0, 1)
+    with pytest.raises(ValueError, match="what is checked against is not on cpu"):
+        DirectChecks([elsewhere], flags, torch.float32)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 import ft2
@@ -104,3 +105,19 @@ def test_a_protected_model_is_freed_with_whoever_hears_of_its_corrections() -> N
     del model, protection
     gc.collect()
     assert alive() is None
+
+
+@torch.no_grad()
+def test_what_is_traced_while_protected_holds_no_address() -> None:
+    model: Any = tiny_model("llama")
+    with ft2.protect(model, scale=1.0) as protection, ft2.request(model):
+        one, other = (model(prompts(1), use_cache=True)[1] for _ in range(2))
+        token = torch.tensor([[7]])
+        expected = model(token, past_key_values=one, use_cache=True)[0]
+        traced = make_fx(lambda token: model(token, past_key_values=other, use_cache=True)[0])(
+            token
+        )
+        assert sum(protection.counts) > 0
+    called = {str(node.target) for node in traced.graph.nodes}
+    assert not any("restrict_at" in name for name in called)
+    torch.testing.assert_close(traced(token), expected)
