@@ -229,7 +229,8 @@ def seats_of(model: nn.Module, names: Iterable[str], spared: Iterable[str] = ())
         Names of modules that get a seat without a number, after the others.
     """
     names, spared = tuple(names), tuple(spared)
-    modules = [model.get_submodule(name) for name in (*names, *spared)]
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    modules = [by_name[name] for name in (*names, *spared)]
     kinds = [undisguised(type(module)) for module in modules]
     known = _SEATS.setdefault(model, {})
     found = known.get((names, spared))

@@ -31,12 +31,13 @@ def sparable(model: nn.Module, taken: Iterable[str]) -> list[str]:
     taken:
         Names of modules that are left out too.
     """
-    others = {model.get_submodule(name) for name in taken} | set(announcers(model))
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    others = {by_name[name] for name in taken} | set(announcers(model))
     for each in clocked_models():
         others |= set(announcers(each))
     return [
         name
-        for name, module in model.named_modules()
+        for module, name in {module: name for name, module in by_name.items()}.items()
         if module not in others
         and takes_a_seat(module)
         and not isinstance(

@@ -223,10 +223,10 @@ def tap_in_lane(
         Names of modules whose outputs go on as they are (:func:`ft2.forward.sparable`): they are
         spared the ways of a module's call, which pays for what the others add.
     """
-    names, spared = list(names), list(spared)
     taps = [
-        Tap(model.get_submodule(name), _OnLane(Order.PROTECT, lane, seat, running))
-        for name, seat in zip((*names, *spared), seats_of(model, names, spared), strict=True)
+        Tap(module, _OnLane(Order.PROTECT, lane, seat, running))
+        for seat in seats_of(model, names, spared)
+        if (module := seat.module()) is not None
     ]
     running.append(lane)
     return taps
