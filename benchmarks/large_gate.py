@@ -1,6 +1,6 @@
 """A gate over a large model, as a team would run it: does it fit, and how long does it take?
 
-A test file with a model of one of the shapes of ``overhead.py``, weights at random. Its answer is
+A test file with a model of one of the shapes of ``shapes.py``, weights at random. Its answer is
 right when each token is the fault-free one. Run it from the project's root, on a GPU if there is
 one, else on the CPU:
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from overhead import PROMPT, SHAPES
+from shapes import PROMPT, SHAPES
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 _NEW_TOKENS = 60

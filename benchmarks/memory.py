@@ -16,7 +16,7 @@ import json
 from typing import Any
 
 import torch
-from overhead import SHAPES
+from shapes import SHAPES
 from tabulate import tabulate
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 import transformers
 from forward_profile import Window, floors, watch_forwards
-from overhead import SHAPES
+from shapes import SHAPES
 from tabulate import tabulate
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM

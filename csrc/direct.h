@@ -5,7 +5,7 @@
 
 #include <exception>
 
-#include "backend.h"
+#include "arguments.h"
 
 extern "C" {
 
@@ -53,22 +53,14 @@ int32_t refuse_exceptions(const Run& run) {
   }
 }
 
-inline bool shared(int64_t numbers, uint32_t parts) {
-  return parts > 0 && numbers % parts == 0 && numbers <= INT32_MAX;
-}
-
 // The `inputs` are null where only outputs are looked at.
 template <void (*run)(const Checks&, int32_t)>
 int32_t check_at(const Ft2Checks& each, const void* const* outputs, const void* const* inputs,
                  int64_t tokens) {
-  if (!shared(tokens, each.flag_count)) {
-    return refused;
-  }
-  if (tokens == 0) {
-    return done;
-  }
   return refuse_exceptions([&] {
-    const auto count = static_cast<uint32_t>(tokens);
+    const uint32_t count = small(tokens);
+    require(count > 0 && shares_evenly(count, each.flag_count),
+            "the tokens of an output must be a multiple of the flags");
     Checks checks;
     checks.format = static_cast<Format>(each.format);
     checks.flags = each.flags;

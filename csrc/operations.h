@@ -1,7 +1,6 @@
 // The operations as torch sees them: schemas, checked calls, registration.
 #pragma once
 
-#include "arguments.h"
 #include "direct.h"
 
 namespace ft2 {

@@ -162,13 +162,12 @@ class Problems:
                 continue
             trial = self.records.crashes[chunk_id][-1]
             lost = sum(other not in self.records.trials for other in chunk)
-            if trial is None and not lost:
-                continue
             if trial is None:
-                yield (
-                    f"A worker died while it computed a batch of {chunk_id}, and its {lost} trials "
-                    "were lost: use --ft2-batch=1, to see which of them it is."
-                )
+                if lost:
+                    yield (
+                        f"A worker died while it computed a batch of {chunk_id}, and its {lost} "
+                        "trials were lost: use --ft2-batch=1, to see which of them it is."
+                    )
                 continue
             behind = (
                 f"the {lost} trials behind it were lost"

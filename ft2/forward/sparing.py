@@ -35,9 +35,11 @@ def sparable(model: nn.Module, taken: Iterable[str]) -> list[str]:
     others = {by_name[name] for name in taken} | set(announcers(model))
     for each in clocked_models():
         others |= set(announcers(each))
+    # Each once, by one of its names.
+    names = {module: name for name, module in by_name.items()}
     return [
         name
-        for module, name in {module: name for name, module in by_name.items()}.items()
+        for module, name in names.items()
         if module not in others
         and takes_a_seat(module)
         and not isinstance(

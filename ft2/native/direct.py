@@ -70,6 +70,7 @@ def hears_no_operations() -> bool:
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state()
     )
 
 

@@ -72,8 +72,7 @@ class ClippingLane(Lane):
         self.is_direct = hears_nothing()
         self._counts_later = bool(resident.addresses) and not torch.is_grad_enabled()
         # Who traces keeps what is computed, and an address is good for as long as this lane.
-        is_traced = not hears_no_operations() or bool(torch._C._get_tracing_state())
-        if self._counts_later and not is_traced:
+        if self._counts_later and hears_no_operations():
             self._addresses = resident.addresses
             self._restrict_at = resident.restrict_at
 

@@ -134,7 +134,8 @@ def test_a_mode_or_a_transform_hears_of_operations() -> None:
         return values
 
     torch.func.vmap(inside)(torch.ones(2))
-    assert heard == [True, False, False, False]
+    torch.jit.trace(inside, torch.ones(2), check_trace=False)
+    assert heard == [True, False, False, False, False]
 
 
 def test_what_no_operation_serves_is_refused() -> None:
