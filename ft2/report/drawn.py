@@ -83,8 +83,7 @@ class FixedTrials:
 
     def of_new_prompts(self, trials: Sequence[Trial]) -> Interval | None:
         """See :meth:`Drawn.of_new_prompts`."""
-        prompts = _by(trials, "params").values()
-        return interval_for_new_prompts([(_sdcs(each), len(each)) for each in prompts])
+        return _of_prompts(trials)
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,10 @@ class StoppedTrials:
         events = [*map(_is_sdc, trials)]
         return weighted_interval(weights, events, largest, planned=self.planned)
 
-    def of_new_prompts(self, trials: Sequence[Trial]) -> None:
-        """Return None: where SDCs decide when to stop, a prompt's rate among its trials is biased.
-
-        See :meth:`Drawn.of_new_prompts`.
-        """
+    def of_new_prompts(self, trials: Sequence[Trial]) -> Interval | None:
+        """See :meth:`Drawn.of_new_prompts`."""
+        # Trials are looked at when each prompt has had as many, so there is one of each at least.
+        return _of_prompts(trials)
 
 
 @dataclass(frozen=True)
@@ -198,6 +196,11 @@ def _by(trials: Sequence[Trial], name: str) -> dict[Any, list[Trial]]:
     for trial in trials:
         found.setdefault(trial[name], []).append(trial)
     return found
+
+
+def _of_prompts(trials: Sequence[Trial]) -> Interval | None:
+    prompts = _by(trials, "params").values()
+    return interval_for_new_prompts([(_sdcs(each), len(each)) for each in prompts])
 
 
 def _is_sdc(trial: Trial) -> bool:

@@ -162,6 +162,31 @@ def test_prompts_that_agree_say_more_of_new_ones_than_prompts_that_do_not() -> N
     assert apart[0] < agreeing[0] < agreeing[1] < apart[1]
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(2, 20)), min_size=2, max_size=8),
+    st.data(),
+    st.floats(0.001, 0.999),
+)
+def test_the_wealth_after_fewer_trials_is_on_average_the_wealth_after_more(
+    counted: list[tuple[int, int]], data: st.DataObject, mean: float
+) -> None:
+    # So the interval for new prompts may be looked at after each trial.
+    counted = [(min(events, trials), trials) for events, trials in counted]
+    place = data.draw(st.integers(0, len(counted) - 1))
+    events, trials = counted[place]
+
+    def wealth(events: int, trials: int) -> float:
+        now = [*counted[:place], (events, trials), *counted[place + 1 :]]
+        gains = [(mean - each / of) / (1 - mean) for each, of in now]
+        return math.exp(log_wealth(gains, [1] * len(now), mean / (1 - mean)))
+
+    # Which of the trials was the last, nobody knows who sees their sum.
+    last = events / trials
+    before = (1 - last) * wealth(events, trials - 1) if events < trials else 0.0
+    before += last * wealth(events - 1, trials - 1) if events else 0.0
+    assert before == pytest.approx(wealth(events, trials), rel=1e-9)
+
+
 def test_one_prompt_says_nothing_of_others() -> None:
     assert interval_for_new_prompts([(3, 500)]) is None
     assert interval_for_new_prompts([(3, 500), (0, 0)]) is None
