@@ -28,13 +28,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import json
 import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
 from types import FunctionType
@@ -107,9 +108,12 @@ class _Detecting(Listener):
         names = [each.name for each in layers]
         tap_in_lane(model, names, self._lane, clock.lanes, sparable(model, names))
 
+    def forward_repeats(self, forward: Forward) -> Callable[[], None]:
+        return functools.partial(self._lane.begin, None, forward.rows)
+
     def forward_started(self, forward: Forward) -> None:
         if not (self._later and forward.is_first_token):
-            self._lane.begin()
+            self._lane.begin(None, forward.rows * forward.tokens)
 
 
 def _bounds(model: Any) -> None:
@@ -344,12 +348,11 @@ def _ready(competitors: list[_Competitor], seconds: float) -> list[_Competitor]:
     return ready
 
 
-def _measured(competitors: list[_Competitor]) -> dict[str, Turns]:
+def _measured(competitors: list[_Competitor]) -> Iterator[tuple[str, Turns]]:
     """What each measures, one at a time on each device."""
     queues: dict[str, list[_Competitor]] = {}
     for each in competitors:
         queues.setdefault(each.device, []).append(each)
-    results = {}
     running = {queue[0].connection: queue for queue in queues.values()}
     for queue in running.values():
         queue[0].measure()
@@ -358,12 +361,11 @@ def _measured(competitors: list[_Competitor]) -> dict[str, Turns]:
             queue = running.pop(connection)  # type: ignore[call-overload]
             competitor = queue.pop(0)
             turns = competitor.hear()
-            if turns is not _FAILED:
-                results[competitor.title] = turns
             if queue:
                 queue[0].measure()
                 running[queue[0].connection] = queue
-    return results
+            if turns is not _FAILED:
+                yield competitor.title, turns
 
 
 def _summary(turns: list[list[Moment]], new_tokens: int) -> tuple[float, float, float, float]:
@@ -446,15 +448,18 @@ def main() -> None:
     seconds = []
     for batch, new_tokens in itertools.product(arguments.batch, arguments.new_tokens):
         competitors = _ready(competitors, arguments.ready_within)
-        results = _measured(competitors)
         print(f"{batch} rows, {new_tokens} new tokens")
-        rows = [row for title in results for row in _rows(title, results[title], new_tokens)]
-        print(tabulate(rows, headers, floatfmt=".2f"))
-        print(tabulate(_means(results, new_tokens), ("all shapes", "mean", "worst")), flush=True)
+        results: dict[str, Turns] = {}
         seconds.append({"batch": batch, "new_tokens": new_tokens, "seconds": results})
-        if arguments.json:
-            with open(arguments.json, "w", encoding="utf-8") as file:
-                json.dump({"arguments": vars(arguments), "results": seconds}, file)
+        # Each as soon as it is there: a later one may never be.
+        for title, turns in _measured(competitors):
+            results[title] = turns
+            rows = _rows(title, turns, new_tokens)
+            print(tabulate(rows, headers, floatfmt=".2f"), flush=True)
+            if arguments.json:
+                with open(arguments.json, "w", encoding="utf-8") as file:
+                    json.dump({"arguments": vars(arguments), "results": seconds}, file)
+        print(tabulate(_means(results, new_tokens), ("all shapes", "mean", "worst")), flush=True)
     for each in competitors:
         each.end()
 

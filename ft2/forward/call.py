@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,7 +61,8 @@ class Forward:
     real:
         bool (rows, tokens), False at padding; None when nothing is padding.
     inputs:
-        What the model is given, by name.
+        What the model is given, by name; empty in steps that repeat the one before
+        (:meth:`Listener.forward_repeats`).
     cache:
         The cache among these, or None.
     """
@@ -92,6 +93,15 @@ class Listener:
 
     def forward_started(self, forward: Forward) -> None:
         """The model is about to compute `forward`."""
+
+    def forward_repeats(self, forward: Forward) -> Callable[[], None] | None:
+        """Say what to do before further steps that are like `forward` in all but their number.
+
+        They are of the same call, in the same mode, of one real token for each of the same rows.
+        What is returned is called in place of :meth:`forward_started` and :meth:`forward_finished`,
+        until a forward is another one. None, which this returns, has each announced in full.
+        """
+        return None
 
     def forward_finished(self, forward: Forward, output: Any) -> None:
         """The model has computed `forward` and returns `output`."""

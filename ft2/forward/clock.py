@@ -27,6 +27,7 @@ from ft2.forward.cache_names import cache_in, cache_made_by
 from ft2.forward.call import Call, Forward, Kind, Listener
 from ft2.forward.disguise import Disguise
 from ft2.forward.lane import Lane
+from ft2.forward.repetition import Repetition
 from ft2.forward.review import Reviewer
 from ft2.layers import unwrap
 
@@ -61,6 +62,7 @@ class Clock:
         self.lanes: list[Lane] = []
         self.reviewer: Reviewer | None = None
         self._listeners: list[Listener] = []
+        self._repetition: Repetition | None = None
         self._lock = threading.RLock()
         self._stacks = threading.local()
         self._loops: list[tuple[weakref.ref[Any], Call]] = []
@@ -84,11 +86,13 @@ class Clock:
             for module, disguise in _worn(clock, model):
                 disguise.put_on(module)
         clock._listeners.append(listener)
+        clock._repetition = None
         return clock
 
     def dismiss(self, model: nn.Module, listener: Listener) -> None:
         """Stop announcing to `listener`; the last one leaves the model as it was."""
         self._listeners.remove(listener)
+        self._repetition = None
         if not self._listeners:
             for module, disguise in _worn(self, model):
                 disguise.take_off(module)
@@ -129,6 +133,7 @@ class Clock:
             raise
         finally:
             stack.pop()
+            self._repetition = None
         for listener in tuple(self._listeners):
             listener.call_finished(call)
 
@@ -141,7 +146,12 @@ class Clock:
             # The clock is bookkeeping in Python: it stays out of compiled graphs, the forward does
             # not. ``torch.compiler.disable`` would do the same for each function, at some length.
             compiler = set_eval_frame(None)
+            known = self._repetition
             try:
+                if known is not None and known.is_next(
+                    self.innermost, args, kwargs, compiler is not None
+                ):
+                    return self._repeated(known, compiler, module, call, args, kwargs)
                 return self._announced(compiler, module, call, args, kwargs)
             finally:
                 set_eval_frame(compiler)
@@ -149,6 +159,9 @@ class Clock:
     def _announced(
         self, compiler: Any, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
+        self._repetition = None
+        for lane in self.lanes:
+            lane.wardrobe.wear(compiler is not None)
         forward = self._begin(module, args, kwargs)
         try:
             output = self._computed(compiler, module, call, args, kwargs)
@@ -160,6 +173,35 @@ class Clock:
             self._broken(error)
             raise
         self._finished(forward, module, args, kwargs, output)
+        if self.reviewer is None and forward.cache not in self._fed:
+            first = next(iter(_parameter_names(type(module).forward)), "")
+            self._repetition = Repetition.after(
+                forward, first, compiler is not None, self._listeners
+            )
+        return output
+
+    def _repeated(
+        self,
+        known: Repetition,
+        compiler: Any,
+        module: nn.Module,
+        call: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        self.current, self.is_computing = known.forward, True
+        try:
+            known.begin()
+            set_eval_frame(compiler)
+            try:
+                output = self._compute(self, module, call, args, kwargs)
+            finally:
+                set_eval_frame(None)
+        except BaseException as error:
+            self._repetition = None
+            self._broken(error)
+            raise
+        self._end()
         return output
 
     def _computed(
@@ -186,8 +228,10 @@ class Clock:
     @property
     def innermost(self) -> Call | None:
         """The ``generate`` or request that runs now, in this thread."""
-        stack = self._stack()
-        return stack[-1] if stack else None
+        try:
+            return self._stacks.calls[-1]
+        except (AttributeError, IndexError):
+            return None
 
     def _stack(self) -> list[Call]:
         if not hasattr(self._stacks, "calls"):
@@ -313,6 +357,9 @@ _CLOCKS: WeakKeyDictionary[nn.Module, Clock] = WeakKeyDictionary()
 class _Silent(Listener):
     """Keeps a clock running for a request that nothing else listens to."""
 
+    def forward_repeats(self, forward: Forward) -> Callable[[], None]:
+        return _nothing
+
 
 @contextmanager
 def request(model: nn.Module) -> Generator[None, None, None]:
@@ -335,6 +382,10 @@ def request(model: nn.Module) -> Generator[None, None, None]:
             yield
     finally:
         clock.dismiss(model, silent)
+
+
+def _nothing() -> None:
+    pass
 
 
 class _CountingCriteria(StoppingCriteriaList):

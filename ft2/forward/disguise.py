@@ -9,7 +9,7 @@ is ignored, pytorch#117758); nothing is written into the module, so ``state_dict
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,10 +26,12 @@ class Disguise:
     original:
         The module's class.
     methods:
-        Methods by name; each takes the module first, as methods do.
+        Methods and properties by name; each takes the module first, as methods do.
     """
 
-    def __init__(self, original: type, methods: dict[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self, original: type, methods: Mapping[str, Callable[..., Any] | property]
+    ) -> None:
         self.original = original
         self.worn = _subclass(self.original, methods)
         _ORIGINALS[self.worn] = self.original
@@ -51,7 +53,7 @@ def undisguised(kind: type) -> type:
     return _ORIGINALS.get(kind, kind)
 
 
-def _subclass(original: Any, methods: dict[str, Callable[..., Any]]) -> type:
+def _subclass(original: Any, methods: Mapping[str, Callable[..., Any] | property]) -> type:
     def reduce_ex(self: Any, protocol: Any) -> Any:
         reduced = original.__reduce_ex__(self, protocol)
         if isinstance(reduced, tuple) and reduced[1][:1] == (type(self),):

@@ -19,10 +19,13 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.nn import functional
 from torch.nn.modules import module as _modules
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ft2.forward.compiled_seats import Wardrobe
 from ft2.forward.disguise import Disguise, undisguised
+from ft2.forward.shortcuts import shortcuts
 
-__all__ = ["Lane", "Seat", "hears_nothing", "seats_of", "takes_a_seat"]
+__all__ = ["Lane", "Seat", "hears_nothing", "may_be_spared", "seats_of", "takes_a_seat"]
 
 
 class Lane(ABC):
@@ -33,9 +36,16 @@ class Lane(ABC):
     is_direct:
         Whether nothing listens that a module's call would tell: global hooks, gradients, tracing.
         Set for each forward; then linear layers are called past the ways of a module's call.
+    keep:
+        Where it is set, it is given the number, input and output of a linear layer that is called
+        so, in place of :meth:`eager`, and the output goes on as it is.
+    wardrobe:
+        What the modules wear.
     """
 
     is_direct = False
+    keep: Callable[[tuple[int, Tensor, Tensor]], None] | None = None
+    wardrobe: Wardrobe
 
     @abstractmethod
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
@@ -93,18 +103,27 @@ class Seat:
         many classes is slow.
     namespace:
         What the seats of a lane share.
+    wardrobe:
+        Where the seats of a lane keep what their modules wear.
     number:
         Which one it is; None for a module that the lane has nothing of, and that is only called
         past the ways of a module's call when the lane is direct.
     """
 
     def __init__(
-        self, module: nn.Module, disguise: Disguise, namespace: dict[str, Any], number: int | None
+        self,
+        module: nn.Module,
+        disguise: Disguise,
+        namespace: dict[str, Any],
+        wardrobe: Wardrobe,
+        number: int | None,
     ) -> None:
         self.module = weakref.ref(module)
         self.number = number
         self.disguise = disguise
+        self.wardrobe = wardrobe
         self._namespace = namespace
+        wardrobe.add(module, disguise, number)
 
     def take(self, lane: Lane) -> None:
         """Let `lane` have what the module puts out, while the module wears the disguise."""
@@ -121,6 +140,7 @@ lane: Any = None
 # By a module's id: compiled code would look for modules that are keys, and for their weights, here.
 seats: dict[int, int] = {}
 call: Callable[..., Any] = nn.Module.__call__
+checkpointed: Callable[..., Any] = GradientCheckpointingLayer.__call__
 linear = functional.linear
 
 
@@ -157,7 +177,11 @@ def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
         and (weight := own["_parameters"].get("weight")) is not None
         and "bias" in own["_parameters"]
     ):
-        return lane.eager(seat, hidden, linear(hidden, weight, own["_parameters"]["bias"]))
+        output = linear(hidden, weight, own["_parameters"]["bias"])
+        if (keep := lane.keep) is not None:
+            keep((seat, hidden, output))
+            return output
+        return lane.eager(seat, hidden, output)
     return call_module(module, hidden)
 
 
@@ -195,6 +219,13 @@ def _call_spared_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
     return call(module, *args, **kwargs)
 
 
+def _call_checkpointed(module: Any, *args: Any, **kwargs: Any) -> Any:
+    # Outside of training its call is what any module's is.
+    if module.training or is_compiling():
+        return checkpointed(module, *args, **kwargs)
+    return call_spared(module, *args, **kwargs)
+
+
 call_module = _call_module
 call_spared = _call_spared
 
@@ -207,10 +238,20 @@ _SEATS: WeakKeyDictionary[nn.Module, dict[tuple[_Names, _Names], list[Seat]]] = 
 def takes_a_seat(module: nn.Module) -> bool:
     """Whether calling the module is what calling any module is."""
     kind: Any = undisguised(type(module))
+    return kind.__call__ is call and _is_called_as_usual(module)
+
+
+def may_be_spared(module: nn.Module) -> bool:
+    """Whether calling the module is that, outside of training at least."""
+    kind: Any = undisguised(type(module))
+    return kind.__call__ in (call, checkpointed) and _is_called_as_usual(module)
+
+
+def _is_called_as_usual(module: nn.Module) -> bool:
+    kind: Any = undisguised(type(module))
     own, usual = vars(module), nn.Module
     return (
-        kind.__call__ is usual.__call__
-        and kind._wrapped_call_impl is usual._wrapped_call_impl
+        kind._wrapped_call_impl is usual._wrapped_call_impl
         and kind._call_impl is usual._call_impl
         and not {"_wrapped_call_impl", "_call_impl"} & own.keys()
     )
@@ -243,6 +284,7 @@ def seats_of(model: nn.Module, names: Iterable[str], spared: Iterable[str] = ())
         namespace: dict[str, Any] = {
             "__builtins__": __builtins__,
             "call": call,
+            "checkpointed": checkpointed,
             "is_compiling": is_compiling,
             "is_grad_enabled": is_grad_enabled,
             "lane": _EMPTY,
@@ -254,29 +296,36 @@ def seats_of(model: nn.Module, names: Iterable[str], spared: Iterable[str] = ())
             weakref.finalize(module, namespace["seats"].pop, id(module), None).atexit = False
         namespace["call_module"] = _bound(_call_module, namespace)
         namespace["call_spared"] = _bound(_call_spared, namespace)
+        wardrobe = Wardrobe(namespace)
+        theirs: dict[type, list[nn.Module]] = {}
+        for module, kind in zip(modules, kinds, strict=True):
+            theirs.setdefault(kind, []).append(module)
+        parts = {kind: shortcuts(kind, some) for kind, some in theirs.items()}
         seated, others = kinds[: len(names)], kinds[len(names) :]
-        disguises = {kind: _disguise(kind, namespace) for kind in seated}
-        sparing = {kind: _sparing_disguise(kind, namespace) for kind in others}
+        disguises = {kind: _disguise(kind, namespace, parts[kind]) for kind in seated}
+        sparing = {kind: _sparing_disguise(kind, namespace, parts[kind]) for kind in others}
         found = [
-            Seat(module, disguises[kind], namespace, number)
+            Seat(module, disguises[kind], namespace, wardrobe, number)
             for (number, module), kind in zip(numbered.items(), seated, strict=True)
         ]
         found += [
-            Seat(module, sparing[kind], namespace, None)
+            Seat(module, sparing[kind], namespace, wardrobe, None)
             for module, kind in zip(modules[len(names) :], others, strict=True)
         ]
         known[names, spared] = found
     return found
 
 
-def _disguise(kind: type, namespace: dict[str, Any]) -> Disguise:
+def _disguise(kind: type, namespace: dict[str, Any], parts: dict[str, property]) -> Disguise:
     template = _call_linear if kind is nn.Linear else _call_module
-    return Disguise(kind, {"__call__": _bound(template, namespace)})
+    return Disguise(kind, {"__call__": _bound(template, namespace), **parts})
 
 
-def _sparing_disguise(kind: type, namespace: dict[str, Any]) -> Disguise:
+def _sparing_disguise(kind: Any, namespace: dict[str, Any], parts: dict[str, property]) -> Disguise:
     template = _call_spared_linear if kind is nn.Linear else _call_spared
-    return Disguise(kind, {"__call__": _bound(template, namespace)})
+    if kind.__call__ is not call:
+        template = _call_checkpointed
+    return Disguise(kind, {"__call__": _bound(template, namespace), **parts})
 
 
 def _bound(template: Any, namespace: dict[str, Any]) -> FunctionType:

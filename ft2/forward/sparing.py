@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from ft2.forward.clock import announcers, clocked_models
 from ft2.forward.disguise import undisguised
-from ft2.forward.lane import takes_a_seat
+from ft2.forward.lane import may_be_spared
 
 __all__ = ["sparable"]
 
 
 def sparable(model: nn.Module, taken: Iterable[str]) -> list[str]:
-    """Return the names of modules whose call is what calling any module is.
+    """Return the names of modules whose call is what calling any module is, but in training.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def sparable(model: nn.Module, taken: Iterable[str]) -> list[str]:
         name
         for module, name in names.items()
         if module not in others
-        and takes_a_seat(module)
+        and may_be_spared(module)
         and not isinstance(
             module, (PreTrainedModel, nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)
         )

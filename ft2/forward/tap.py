@@ -110,6 +110,12 @@ class _TappedModule:
         self.taps.remove(entry)
         self._dress(module)
 
+    def wear_for_eager(self) -> None:
+        """Let the module wear what was put on it here, if compiled code runs it as another."""
+        for each in self.taps:
+            if isinstance(each, _OnLane):
+                each.seat.wardrobe.wear(False)
+
     def knows(self, module: nn.Module) -> bool:
         """Whether the module's class is the one it had, or the one that it was given here."""
         return type(module) is (self._original if self._worn is None else self._worn.worn)
@@ -165,6 +171,8 @@ class Tap:
 
     def __init__(self, module: nn.Module, entry: _Entry) -> None:
         tapped = _TAPPED.get(module)
+        if tapped is not None:
+            tapped.wear_for_eager()
         if tapped is None or not tapped.knows(module):
             tapped = _TAPPED[module] = _TappedModule(module)
         tapped.add(entry, module)
@@ -178,6 +186,7 @@ class Tap:
         if not self._attached:
             return
         self._attached = False
+        self._tapped.wear_for_eager()
         self._tapped.remove(self._entry, self._module)
         if isinstance(self._entry, _OnLane):
             self._entry.seat.leave(self._entry.lane)
@@ -223,9 +232,11 @@ def tap_in_lane(
         Names of modules whose outputs go on as they are (:func:`ft2.forward.sparable`): they are
         spared the ways of a module's call, which pays for what the others add.
     """
+    seats = seats_of(model, names, spared)
+    lane.wardrobe = seats[0].wardrobe
     taps = [
         Tap(module, _OnLane(Order.PROTECT, lane, seat, running))
-        for seat in seats_of(model, names, spared)
+        for seat in seats
         if (module := seat.module()) is not None
     ]
     running.append(lane)

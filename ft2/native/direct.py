@@ -9,6 +9,7 @@ open.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -30,7 +31,7 @@ _ARGUMENTS = {
     "ft2_check_products": (_ADDRESS, _ADDRESS, _ADDRESS, _NUMBER),
 }
 
-_dtype, _device = attrgetter("dtype"), attrgetter("device")
+_dtype = attrgetter("dtype")
 
 
 class _Restriction(ctypes.Structure):
@@ -156,17 +157,17 @@ class DirectChecks:
         library = _library(flags.device, dtype)
         if {each.against.device for each in layers} - {flags.device}:
             raise ValueError(f"what is checked against is not on {flags.device}")
-        self._dtypes, self._devices = {dtype}, {flags.device}
+        self._dtypes, self._devices = {dtype}, {flags.get_device()}
         self._columns = [each.columns for each in layers]
         self._inputs = [each.inputs for each in layers]
-        array = (_Layer * len(layers))(
+        table = (_Layer * len(layers))(
             *(
                 _Layer(each.against.data_ptr(), each.columns, each.inputs, each.parts)
                 for each in layers
             )
         )
         plan = _Checks(
-            ctypes.addressof(array),
+            ctypes.addressof(table),
             flags.data_ptr(),
             roundoffs,
             len(layers),
@@ -174,8 +175,7 @@ class DirectChecks:
             _FORMATS[dtype],
             flags.get_device(),
         )
-        self._held = (list(layers), flags, array, plan)
-        self._addresses = ctypes.c_void_p * len(layers)
+        self._held = (list(layers), flags, table, plan)
         self._plan = ctypes.addressof(plan)
         self._parts = {each.parts for each in layers}
         self._check_bounds = _function(library, "ft2_check_bounds")
@@ -192,7 +192,8 @@ class DirectChecks:
         tokens = self._tokens(outputs)
         if not tokens or any(tokens % parts for parts in self._parts):
             return False
-        return not self._check_bounds(self._plan, self._addresses_of(outputs), tokens)
+        at = _addresses(outputs)
+        return 0 not in at and not self._check_bounds(self._plan, at.buffer_info()[0], tokens)
 
     def check_products(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
         """Flag rows whose columns do not add up; return whether that was possible.
@@ -205,8 +206,12 @@ class DirectChecks:
         tokens = self._tokens(outputs)
         if not tokens or not self._are_plain(inputs, self._inputs, tokens):
             return False
+        at, given = _addresses(outputs), _addresses(inputs)
+        # What is on no device has no address.
+        if 0 in at or 0 in given:
+            return False
         return not self._check_products(
-            self._plan, self._addresses_of(outputs), self._addresses_of(inputs), tokens
+            self._plan, at.buffer_info()[0], given.buffer_info()[0], tokens
         )
 
     def _tokens(self, outputs: Sequence[Tensor]) -> int:
@@ -221,11 +226,13 @@ class DirectChecks:
             and all(map(Tensor.is_contiguous, values))
             and set(map(type, values)) == {Tensor}
             and set(map(_dtype, values)) == self._dtypes
-            and set(map(_device, values)) == self._devices
+            # A device itself is an object that is made anew each time.
+            and set(map(Tensor.get_device, values)) == self._devices
         )
 
-    def _addresses_of(self, values: Sequence[Tensor]) -> Any:
-        return self._addresses(*map(Tensor.data_ptr, values))
+
+def _addresses(values: Sequence[Tensor]) -> array[int]:
+    return array("Q", [*map(Tensor.data_ptr, values)])
 
 
 def _library(device: torch.device, dtype: torch.dtype) -> ctypes.PyDLL:

@@ -138,8 +138,8 @@ def restrict(
 def clip(output: Tensor, below: Tensor, above: Tensor) -> Tensor:
     """Clip to the bounds as :func:`restrict` does, and count nothing."""
     # Few kernels matter here: in eager mode each one costs a launch in every layer and step.
-    clean = torch.nan_to_num(output, nan=0.0)
-    return torch.clamp(clean, below, above).to(output.dtype)
+    # Methods, since compiled code would check each function that it finds in a module.
+    return output.nan_to_num(nan=0.0).clamp(below, above).to(output.dtype)
 
 
 def count_corrected(

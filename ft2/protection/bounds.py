@@ -122,6 +122,11 @@ class RequestBounds:
         """Whether any key is restricted by now."""
         return bool(self._widened) or any(cells.settled for cells in self._cells.values())
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether :meth:`settle` would change nothing."""
+        return not self._cells and len(self._widened) == len(self._learned)
+
     def settle(self) -> None:
         """Widen what was learned: from now on the keys that ran before are restricted."""
         for cells in self._cells.values():

@@ -66,11 +66,19 @@ class ClippingLane(Lane):
         place = (request.requests, *kind)
         if place not in self._residents:
             self._residents[place] = Resident(self._keys, *place)
-        self._resident = resident = self._residents[place]
-        resident.hold(request, live)
+        self._resident = self._residents[place]
+        self._resident.hold(request, live)
+        self.resume()
+
+    def resume(self) -> None:
+        """Clip to what the last :meth:`begin` was given, until :meth:`end`."""
+        resident = self._resident
         self._is_clipping = True
-        self.is_direct = hears_nothing()
         self._counts_later = bool(resident.addresses) and not torch.is_grad_enabled()
+        # Compiled code needs no more: what it leaves to run one by one goes the long way.
+        if self.wardrobe.is_for_compiled:
+            return
+        self.is_direct = hears_nothing()
         # Who traces keeps what is computed, and an address is good for as long as this lane.
         if self._counts_later and hears_no_operations():
             self._addresses = resident.addresses
@@ -112,5 +120,5 @@ class ClippingLane(Lane):
         if seats != list(range(len(self._keys))):
             bounds = torch.stack([bounds[seat] for seat in seats])
         outputs = [output for _, output in self._waiting]
-        torch.ops.ft2.count_outside.default(outputs, bounds, resident.corrected, resident.live)
+        resident.count_outside(outputs, bounds, resident.corrected, resident.live)
         self._waiting.clear()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,8 @@ class BoundsCheck:
         self.bounds = bounds
         self.flags = flags
         self._is_native = load().serves(flags.device)
+        # Looked up here: compiled code would check each name on the way.
+        self._operation: Any = torch.ops.ft2.check_bounds.default if self._is_native else None
         each_seat: list[Place] = [(seat, 0, None) for seat in range(len(bounds))]
         # Compiled code guards on all that it reads: where seats are places, on this alone.
         self._are_seats = places is None or list(places) == each_seat
@@ -126,7 +128,7 @@ class BoundsCheck:
         elif self._is_native and not is_compiling() and self._checks_directly(outputs):
             return
         if self._is_native:
-            torch.ops.ft2.check_bounds.default(_adjacent(parts), bounds, self.flags)
+            self._operation(_adjacent(parts), bounds, self.flags)
             return
         for part, both in zip(parts, bounds, strict=True):
             _raise_flags(self.flags, _outside(part, both).any(1), OUTSIDE_BOUNDS)
@@ -173,6 +175,7 @@ class ChecksumCheck:
     def __init__(self, modules: Sequence[nn.Module], flags: Tensor, group: int = 0) -> None:
         self.flags = flags
         self._is_native = load().serves(flags.device)
+        self._operation: Any = torch.ops.ft2.check_products.default if self._is_native else None
         self._modules = list(modules)
         self._group = group
         self._roundoffs = 0.0
@@ -216,9 +219,12 @@ class ChecksumCheck:
             and self._checks_directly(hidden, outputs)
         ):
             return
-        by_torch = [
-            at for at, seat in enumerate(seats) if not self._is_native or seat in self._narrow
-        ]
+        by_torch: list[int] = []
+        # Compiled code would guard on each seat that is not among none.
+        if self._narrow or not self._is_native:
+            by_torch = [
+                at for at, seat in enumerate(seats) if not self._is_native or seat in self._narrow
+            ]
         for at in by_torch:
             sums = self._sums[seats[at]]
             wrong = differing_sums(outputs[at], hidden[at], sums, self._roundoffs)
@@ -229,7 +235,7 @@ class ChecksumCheck:
             hidden = [hidden[at] for at in others]
             outputs = [outputs[at] for at in others]
         if seats:
-            torch.ops.ft2.check_products.default(
+            self._operation(
                 _adjacent(outputs),
                 _adjacent(hidden),
                 self._sums_of(seats, hidden, outputs),
@@ -304,6 +310,11 @@ class DetectionLane(Lane):
         self._at_once = at_once
         self._is_keeping = False
         self._kept = 0
+        # How many vectors a forward may have for all its outputs to be kept: as many as one had.
+        self._fitting = 0
+        self._vectors = 0
+        self._fits = True
+        self._taken: list[Any] = []
         self._seats: list[int] = []
         self._hidden: list[Tensor] = []
         self._outputs: list[Tensor] = []
@@ -319,29 +330,40 @@ class DetectionLane(Lane):
             return []
         return list(map(Output, self._seats, self._hidden, self._outputs))
 
-    def begin(self, checks: Sequence[Check] | None = None) -> None:
+    def begin(self, checks: Sequence[Check] | None = None, vectors: int = 0) -> None:
         """Keep and check the outputs of the forward that begins, until its end.
 
         Parameters
         ----------
         checks:
             What is made of them, from this forward on; None: what was before.
+        vectors:
+            How many a layer puts out: rows times tokens. Of as many as were all kept before, no
+            count is kept. 0: not known.
         """
         if checks is not None:
             self._checks = list(checks)
         self._forget()
+        self._vectors, self._fits = vectors, True
         self._is_keeping = True
+        # Compiled code needs no more: what it leaves to run one by one goes the long way.
+        if self.wardrobe.is_for_compiled:
+            return
         self.is_direct = hears_nothing()
+        if self.is_direct and 0 < vectors <= self._fitting and not self._at_once:
+            self.keep = self._taken.extend
 
     def end(self) -> None:
         self._is_keeping = False
         self.is_direct = False
+        self.keep = None
         self._forget()
 
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
         if not self._is_keeping:
             return output
-        if seat in self._at_once:
+        # Compiled code would guard on each seat that is not in it.
+        if self._at_once and seat in self._at_once:
             for check in self._checks:
                 check([seat], [hidden], [output])
             return output
@@ -350,6 +372,7 @@ class DetectionLane(Lane):
         self._outputs.append(output)
         self._kept += output.numel()
         if self._kept > _MOST_KEPT:
+            self._fits = False
             self._check()
             self._forget()
         return output
@@ -358,11 +381,21 @@ class DetectionLane(Lane):
         return self.eager(seat, hidden, output)
 
     def finish(self) -> None:
-        self._check()
         if is_compiling():
+            self._check()
             self._forget()
-        else:
-            self._is_checked = True
+            return
+        taken = self._taken
+        if taken:
+            # Others may not have been called directly, before or after these.
+            self._seats += taken[0::3]
+            self._hidden += taken[1::3]
+            self._outputs += taken[2::3]
+            taken.clear()
+        self._check()
+        if self._kept and self._fits:
+            self._fitting = max(self._fitting, self._vectors)
+        self._is_checked = True
 
     def _check(self) -> None:
         if self._seats:
@@ -370,6 +403,7 @@ class DetectionLane(Lane):
                 check(self._seats, self._hidden, self._outputs)
 
     def _forget(self) -> None:
+        self._taken.clear()
         self._seats.clear()
         self._hidden.clear()
         self._outputs.clear()

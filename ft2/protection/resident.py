@@ -44,8 +44,8 @@ class Resident:
         bool (requests, 1), whose corrections are counted; None for a single request.
     late:
         The layers, by their places, that have learned nothing yet.
-    restrict_at:
-        The native operation, if there is one.
+    restrict_at, count_outside:
+        The native operations, if there are any.
     addresses:
         Of each layer what that operation takes, None where nothing was learned; empty where there
         is nothing native.
@@ -59,6 +59,7 @@ class Resident:
         self.late: tuple[int, ...] = ()
         self.addresses: list[int | None] = []
         self.restrict_at: Operation
+        self.count_outside: Operation
         self._keys = keys
         self._owner: RequestBounds | None = None
         self._version = -1
@@ -79,6 +80,8 @@ class Resident:
         operations = native_operations(device, dtype)
         if operations is not None:
             self.restrict_at = operations.restrict_at
+            # Looked up here: compiled code would check each name on the way.
+            self.count_outside = torch.ops.ft2.count_outside.default
             self._restrictions = [
                 RestrictionAt(bounds, self.corrected, self.live) for bounds in self.bounds.unbind()
             ]

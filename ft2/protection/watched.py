@@ -144,13 +144,13 @@ class WatchedLayers:
             checks = [_ByToken(each, by_token, by_row) for each in self._checks]
         if self._learner is not None:
             checks.append(self._learner)
-        self.lane.begin(checks)
+        self.lane.begin(checks, self._rows * self._tokens)
 
     def again(self) -> None:
         """Check the same forward once more."""
         if self._learner is not None:
             self._learner.reset()
-        self.lane.begin()
+        self.lane.begin(None, self._rows * self._tokens)
 
     def flagged(self) -> Tensor | None:
         """Return bool (rows,), on the CPU, of rows that are flagged; None if none is."""

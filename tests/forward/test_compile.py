@@ -222,3 +222,92 @@ def test_an_opt_that_was_compiled_and_run_before_is_still_protected() -> None:
     with ft2.protect(model) as protection:
         assert torch.equal(compiled(ids).logits, expected)
     assert protection.counts == [0]
+
+
+def _classes(model: Any) -> list[type]:
+    return [type(module) for module in model.modules()]
+
+
+def _compiled_steps(model: Any, run: Any, steps: int = 3) -> Tensor:
+    """Prompt and steps in one request, the prompt by the model and the others by `run`."""
+    with torch.no_grad(), ft2.request(model):
+        output = model(_PROMPT, use_cache=True)
+        logits = [output.logits[:, -1]]
+        for _ in range(steps):
+            output = run(
+                logits[-1].argmax(-1, keepdim=True), past_key_values=output.past_key_values
+            )
+            logits.append(output.logits[:, -1])
+    return torch.cat(logits)
+
+
+def test_modules_wear_for_compiled_code_what_it_has_nothing_to_check_of() -> None:
+    model: Any = _model()
+    plain = _classes(model)
+    expected = _compiled_steps(model, model)
+    protection = ft2.protect(model)
+    eager = _classes(model)
+    run = torch.compile(model, backend="eager")
+    for _ in range(2):
+        torch.testing.assert_close(_compiled_steps(model, run), expected)
+        inside = model.model.layers[0]
+        # Of spared modules compiled code sees their own class, of others a forward.
+        assert type(inside.input_layernorm) in plain
+        assert {"forward"} == vars(type(inside.mlp.up_proj)).keys() & {"forward", "__call__"}
+    torch.testing.assert_close(_compiled_steps(model, model), expected)
+    assert _classes(model) == eager
+    torch.testing.assert_close(_compiled_steps(model, run), expected)
+    protection.remove()
+    assert _classes(model) == plain
+    assert protection.left_first_token
+
+
+def test_a_fault_between_compiled_steps_is_clipped_by_the_same_protection() -> None:
+    model: Any = _model()
+    fault = ft2.Fault(call=0, step=2, layer=_LAYER, row=0, position=0, neuron=3, bits=(30,))
+    run = torch.compile(model, backend="eager")
+    with ft2.protect(model) as protection:
+        clean = _compiled_steps(model, run)
+        with ft2.inject(model, fault) as injection:
+            _compiled_steps(model, run)
+        assert injection.landed
+        torch.testing.assert_close(_compiled_steps(model, run), clean)
+    assert protection.counts[1] >= protection.counts[0] + 1
+    assert protection.counts[2] == protection.counts[0]
+
+
+def test_a_hook_that_comes_after_compiling_is_heard_by_the_next_request() -> None:
+    model: Any = _model()
+    run = torch.compile(model, backend="eager")
+    with ft2.protect(model):
+        plain = _compiled_steps(model, run)
+        handle = model.model.layers[0].mlp.up_proj.register_forward_hook(
+            lambda module, args, output: output * 0
+        )
+        hooked = _compiled_steps(model, run)
+        eager = _compiled_steps(model, model)
+        handle.remove()
+        torch.testing.assert_close(hooked, eager)
+        assert not torch.allclose(hooked, plain)
+        torch.testing.assert_close(_compiled_steps(model, run), plain)
+
+
+def test_where_compiled_code_is_left_layers_are_protected_one_by_one() -> None:
+    model: Any = _model()
+    mlp = model.model.layers[0].mlp
+    forward = type(mlp).forward
+
+    def breaking(hidden: Tensor) -> Any:
+        torch._dynamo.graph_break()
+        return forward(mlp, hidden)
+
+    mlp.forward = torch.compiler.disable(breaking)
+    with torch.no_grad():
+        mlp.up_proj.weight[3] = torch.nan
+    with ft2.protect(model) as protection:
+        expected = _compiled_steps(model, model)
+        run = torch.compile(model, backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(_compiled_steps(model, run), expected)
+    assert protection.counts[0] == protection.counts[1] == protection.counts[2] > 0
+    assert torch.isfinite(expected).all()

@@ -128,6 +128,21 @@ class FirstTokenPolicy(Policy):
         if self._lane is not None and not forward.is_first_token:
             self._lane.begin(bounds, self._live)
 
+    def forward_repeats(self, forward: Forward) -> Callable[[], None] | None:
+        bounds, lane, version = self._current, self._lane, self._current.version
+        if lane is None or self._live is not None or bounds.kind is None or not bounds.is_settled:
+            return None
+
+        def prepare() -> None:
+            if not bounds.is_settled:
+                bounds.settle()
+            if bounds.version == version:
+                lane.resume()
+            else:
+                lane.begin(bounds, None)
+
+        return prepare
+
     def _output(self, key: Key, output: Tensor) -> Tensor:
         view = by_row(output, self._clock.forward)
         protected = self._protect(key, view)
