@@ -496,23 +496,35 @@ def bootstrap(rates: NDArray[np.float64], random: np.random.Generator) -> tuple[
     return 100 * float(low), 100 * float(high)
 
 
+# Of prompts that are drawn at random, each one's rate; and the mean rate of all, in per cent.
+_CLUSTERS: dict[str, Callable[[int, np.random.Generator], NDArray[np.float64]]] = {
+    "alike": lambda n, random: np.full(n, 0.01),
+    "spread": lambda n, random: beta.rvs(0.2, 9.8, size=n, random_state=random),
+    "one prompt in 50 always wrong": lambda n, random: (random.random(n) < 0.02).astype(float),
+    "every other one wrong half of the time": lambda n, random: np.where(
+        random.random(n) < 0.5, 0.5, 0.0
+    ),
+    "never wrong": lambda n, random: np.zeros(n),
+}
+_TRUTHS = {
+    "alike": 1.0,
+    "spread": 2.0,
+    "one prompt in 50 always wrong": 2.0,
+    "every other one wrong half of the time": 25.0,
+    "never wrong": 0.0,
+}
+
+
 def prompts(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
     """Trials that cluster on prompts: the interval for new prompts, and what others would say."""
     count = max(1, campaigns // 5)
-    clusters: dict[str, Callable[[int], NDArray[np.float64]]] = {
-        "alike": lambda n: np.full(n, 0.01),
-        "spread": lambda n: beta.rvs(0.2, 9.8, size=n, random_state=random),
-        "one prompt in 50 always wrong": lambda n: (random.random(n) < 0.02).astype(float),
-        "never wrong": lambda n: np.zeros(n),
-    }
-    truths = {"alike": 1.0, "spread": 2.0, "one prompt in 50 always wrong": 2.0, "never wrong": 0.0}
-    for name, draw in clusters.items():
+    for name, draw in _CLUSTERS.items():
         for number in (5, 16, 64, 256):
             held, boot, pooled = [], [], []
-            truth = truths[name]
+            truth = _TRUTHS[name]
             each = 32
             for _ in range(count):
-                events = random.binomial(each, draw(number))
+                events = random.binomial(each, draw(number, random))
                 found = interval_for_new_prompts([(int(n), each) for n in events])
                 assert found is not None
                 held.append(found[0] <= truth <= found[1])
@@ -529,6 +541,31 @@ def prompts(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
                 float(np.mean(held)),
                 beside=f"bootstrap {100 * np.mean(boot):.1f} %, exact interval of the pooled "
                 f"trials {100 * np.mean(pooled):.1f} %",
+            )
+
+
+def stopped_prompts(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
+    """The interval for new prompts, where whoever looks stops as soon as it misses the truth."""
+    count = max(1, campaigns // 5)
+    for name, draw in _CLUSTERS.items():
+        for number in (5, 16, 64):
+            truth, rounds = _TRUTHS[name], (1, 2, 4, 8, 16, 32, 64)
+            held = []
+            for _ in range(count):
+                rates = draw(number, random)
+                events = random.binomial(1, rates[:, None], (number, rounds[-1])).cumsum(axis=1)
+                looks = (
+                    interval_for_new_prompts([(int(each), seen) for each in events[:, seen - 1]])
+                    for seen in rounds
+                )
+                held.append(all(look and look[0] <= truth <= look[1] for look in looks))
+            yield Cell(
+                "new prompts, any stop",
+                f"{name}, {number} prompts",
+                truth,
+                number * rounds[-1],
+                count,
+                float(np.mean(held)),
             )
 
 
@@ -590,6 +627,7 @@ PARTS: dict[str, Callable[[int, np.random.Generator], Iterator[Cell]]] = {
     "strata": strata,
     "parts": parts,
     "prompts": prompts,
+    "stopped-prompts": stopped_prompts,
     "weighted": weighted,
     "pairs": pairs,
 }

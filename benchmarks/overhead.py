@@ -6,12 +6,14 @@ attached once. In one process they take turns of a few tokens, in an order that 
 time, and each token is waited for, as in ``generate``. Weights are random, since time does not
 depend on them. A variant's time is its median first token plus its median later token times their
 number. The interval is of the ratio of later tokens' medians, by resampling turns: it tells how far
-the machine's unrest moves it. Beside it stands the ratio of their first deciles, where a shared
-machine was quiet. Each model has a process: all are built and compiled at once, then measured one
-after the other on each device.
+the machine's unrest moves it. Beside it stand the ratios of first deciles, where a shared machine
+was quiet: of later tokens, and of a first one and the later ones. Each model has a process: all are
+built and compiled at once, then measured one after the other on each device.
 
 alone
     The model as it is.
+again
+    The same once more: what it differs by is the machine's unrest.
 paper
     The paper's way: a forward hook on each critical layer, clamp with tensor bounds, nan_to_num.
 ft2
@@ -37,6 +39,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import FunctionType
 from typing import Any
@@ -133,6 +136,7 @@ def _checksums(model: Any) -> None:
 
 VARIANTS: dict[str, Callable[[Any], None]] = {
     "alone": _alone,
+    "again": _alone,
     "paper": _paper,
     "ft2": _ft2,
     "bounds": _bounds,
@@ -247,7 +251,7 @@ class _Contest:
         for name in arguments.variants:
             twin = _twin(model)
             VARIANTS[name](twin)
-            settings = (new_tokens, arguments.compiled, name not in ("alone", "paper"))
+            settings = (new_tokens, arguments.compiled, name not in ("alone", "again", "paper"))
             self._decoders[name] = _Decoder(twin, prompt, *settings)
         # What is compiled, or captured, is so within the first request.
         self._warm_up = -(-new_tokens // arguments.turn) if arguments.compiled else 2
@@ -368,11 +372,20 @@ def _measured(competitors: list[_Competitor]) -> Iterator[tuple[str, Turns]]:
                 yield competitor.title, turns
 
 
-def _summary(turns: list[list[Moment]], new_tokens: int) -> tuple[float, float, float, float]:
-    """In ms: a first token, a later one, all of a request's, and a later one's first decile."""
-    first = np.median([seconds for turn in turns for is_first, seconds in turn if is_first])
-    decile, step = np.percentile([each for turn in turns for each in _later(turn)], [10, 50])
-    return 1e3 * first, 1e3 * step, 1e3 * (first + (new_tokens - 1) * step), 1e3 * decile
+@dataclass(frozen=True)
+class _Times:
+    """In ms: a first token, a later one, and all of a request's."""
+
+    first: float
+    later: float
+    all: float
+
+    @classmethod
+    def of(cls, turns: list[list[Moment]], new_tokens: int, percentile: float) -> _Times:
+        firsts = [seconds for turn in turns for is_first, seconds in turn if is_first]
+        laters = [each for turn in turns for each in _later(turn)]
+        first, later = (1e3 * float(np.percentile(each, percentile)) for each in (firsts, laters))
+        return cls(first, later, first + (new_tokens - 1) * later)
 
 
 def _interval(ours: list[list[Moment]], alone: list[list[Moment]]) -> tuple[float, float]:
@@ -392,28 +405,42 @@ def _later(turn: list[Moment]) -> list[float]:
 
 
 def _rows(title: str, turns: Turns, new_tokens: int) -> list[tuple[Any, ...]]:
-    alone = _summary(turns["alone"], new_tokens)
+    alone, quiet_alone = (_Times.of(turns["alone"], new_tokens, each) for each in (50, 10))
     rows = []
     for name, taken in turns.items():
-        first, step, total, decile = _summary(taken, new_tokens)
+        ours, quiet = (_Times.of(taken, new_tokens, each) for each in (50, 10))
         low, high = _interval(taken, turns["alone"])
         rows.append(
             (
-                *(title, name, first, step, total, f"{total / alone[2] - 1:+.1%}"),
-                *(f"{low:+.1%} to {high:+.1%}", decile, f"{decile / alone[3] - 1:+.1%}"),
+                *(
+                    title,
+                    name,
+                    ours.first,
+                    ours.later,
+                    ours.all,
+                    f"{ours.all / alone.all - 1:+.1%}",
+                ),
+                *(f"{low:+.1%} to {high:+.1%}", quiet.later),
+                f"{quiet.later / quiet_alone.later - 1:+.1%}",
+                f"{quiet.all / quiet_alone.all - 1:+.1%}",
             )
         )
     return rows
 
 
 def _means(results: dict[str, Turns], new_tokens: int) -> list[tuple[Any, ...]]:
-    """Of each variant, over all models: what it adds, on average and at most."""
-    added: dict[str, list[float]] = {}
-    for turns in results.values():
-        alone = _summary(turns["alone"], new_tokens)[2]
-        for name, taken in turns.items():
-            added.setdefault(name, []).append(_summary(taken, new_tokens)[2] / alone - 1)
-    return [(name, f"{np.mean(each):+.2%}", f"{max(each):+.2%}") for name, each in added.items()]
+    """Of each variant, over all models: what it adds to an answer, on average and at most."""
+    found: dict[str, list[str]] = {}
+    for percentile in (50, 10):
+        added: dict[str, list[float]] = {}
+        for turns in results.values():
+            alone = _Times.of(turns["alone"], new_tokens, percentile).all
+            for name, taken in turns.items():
+                times = _Times.of(taken, new_tokens, percentile)
+                added.setdefault(name, []).append(times.all / alone - 1)
+        for name, each in added.items():
+            found.setdefault(name, []).extend((f"{np.mean(each):+.2%}", f"{max(each):+.2%}"))
+    return [(name, *cells) for name, cells in found.items()]
 
 
 def main() -> None:
@@ -439,7 +466,7 @@ def main() -> None:
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     headers = (
         *("shape", "variant", "first token, ms", "later token, ms", "all, ms", "over alone"),
-        *("later tokens over alone", "first decile, ms", "over alone"),
+        *("later tokens over alone", "first decile, ms", "over alone", "all, by first deciles"),
     )
     competitors = [
         _Competitor(arguments, title, device)
@@ -459,7 +486,8 @@ def main() -> None:
             if arguments.json:
                 with open(arguments.json, "w", encoding="utf-8") as file:
                     json.dump({"arguments": vars(arguments), "results": seconds}, file)
-        print(tabulate(_means(results, new_tokens), ("all shapes", "mean", "worst")), flush=True)
+        columns = ("all shapes", "mean", "worst", "by first deciles", "worst")
+        print(tabulate(_means(results, new_tokens), columns), flush=True)
     for each in competitors:
         each.end()
 

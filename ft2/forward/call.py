@@ -57,7 +57,7 @@ class Forward:
     rows, tokens:
         Shape of the input, padding included.
     cached:
-        Tokens that the cache held before.
+        Tokens that the cache held before; where steps repeat, counted on from the one before.
     real:
         bool (rows, tokens), False at padding; None when nothing is padding.
     inputs:

@@ -148,10 +148,12 @@ class Clock:
             compiler = set_eval_frame(None)
             known = self._repetition
             try:
-                if known is not None and known.is_next(
-                    self.innermost, args, kwargs, compiler is not None
-                ):
-                    return self._repeated(known, compiler, module, call, args, kwargs)
+                if known is not None:
+                    is_compiled = _is_compiled(compiler, module)
+                    forward = known.take(self.innermost, args, kwargs, is_compiled)
+                    if forward is not None:
+                        self.current, self.is_computing = forward, True
+                        return self._repeated(known, compiler, module, call, args, kwargs)
                 return self._announced(compiler, module, call, args, kwargs)
             finally:
                 set_eval_frame(compiler)
@@ -160,8 +162,9 @@ class Clock:
         self, compiler: Any, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         self._repetition = None
+        is_compiled = _is_compiled(compiler, module)
         for lane in self.lanes:
-            lane.wardrobe.wear(compiler is not None)
+            lane.wardrobe.wear(is_compiled)
         forward = self._begin(module, args, kwargs)
         try:
             output = self._computed(compiler, module, call, args, kwargs)
@@ -175,9 +178,7 @@ class Clock:
         self._finished(forward, module, args, kwargs, output)
         if self.reviewer is None and forward.cache not in self._fed:
             first = next(iter(_parameter_names(type(module).forward)), "")
-            self._repetition = Repetition.after(
-                forward, first, compiler is not None, self._listeners
-            )
+            self._repetition = Repetition.after(forward, first, is_compiled, self._listeners)
         return output
 
     def _repeated(
@@ -189,9 +190,8 @@ class Clock:
         args: Any,
         kwargs: Any,
     ) -> Any:
-        self.current, self.is_computing = known.forward, True
         try:
-            known.begin()
+            known.prepare()
             set_eval_frame(compiler)
             try:
                 output = self._compute(self, module, call, args, kwargs)
@@ -496,6 +496,11 @@ def _generate_methods(clock: Clock, original: Any) -> dict[str, Callable[..., An
 @functools.lru_cache(maxsize=64)
 def _parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def _is_compiled(compiler: Any, module: nn.Module) -> bool:
+    # One that was compiled in place turns to the compiler itself.
+    return compiler is not None or vars(module).get("_compiled_call_impl") is not None
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

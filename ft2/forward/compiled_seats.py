@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 from torch import nn
 from torch.compiler import assume_constant_result, is_compiling
+from torch.nn.modules import module as _modules
 
+from ft2.forward.baked import baked
 from ft2.forward.disguise import Disguise
 
 __all__ = ["Wardrobe"]
 
+
+def _no_number(module: int) -> int | None:
+    raise NotImplementedError
+
+
 # The namespace of what follows, as it is written; each model has another one.
 lane: Any = None
 forwards: dict[str, Callable[..., Any]] = {}
-number_of: Callable[[int], int | None] = abs
-broken: list[bool] = []
+number_of: Callable[[int], int | None] = _no_number
+graph: dict[str, bool] = {}
 
 
 def _forward(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -36,8 +42,9 @@ def _forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     hidden = args[0] if args else next(iter(kwargs.values()))
     if is_compiling():
         return lane.traced(number, hidden, output)
-    broken.append(True)
-    return lane.eager(number, hidden, output)
+    output = lane.eager(number, hidden, output)
+    graph["is_broken"] = True
+    return output
 
 
 class _Hanger:
@@ -48,7 +55,6 @@ class _Hanger:
         self.eager = eager
         self.number = number
         self.compiled: Any = None
-        self.is_for_compiled = False
 
 
 class Wardrobe:
@@ -69,18 +75,21 @@ class Wardrobe:
         self.is_for_compiled = False
         self._namespace = namespace
         self._hangers: list[_Hanger] = []
-        self._disguises: dict[type, Disguise] = {}
+        # Those who are of other classes than in eager mode.
+        self._changed: list[_Hanger] = []
+        self._disguises: dict[Any, Disguise] = {}
         self._forwards: dict[str, Callable[..., Any]] = {}
-        # Where compiled code is left, layers run one by one, and hooks would come after the lane.
-        self._broken: list[bool] = []
+        # Whether compiled code was left, so that layers ran one by one: what they wear in eager
+        # mode is made for that.
+        self._graph = {"is_broken": False}
         seats: dict[int, int] = namespace["seats"]
 
         def number_of(module: int) -> int | None:
             return seats.get(module)
 
         namespace |= {
-            "broken": self._broken,
             "forwards": self._forwards,
+            "graph": self._graph,
             # Compiled code checks which module it is, and looks for no number.
             "number_of": assume_constant_result(number_of),
         }
@@ -100,42 +109,65 @@ class Wardrobe:
         """
         self._hangers.append(_Hanger(module, eager, number))
 
+    def mend(self) -> None:
+        """Try compiled code again, although it was left before."""
+        self._graph["is_broken"] = False
+
     def wear(self, is_for_compiled: bool) -> None:
         """Let the modules wear what suits compiled code, or eager mode.
 
-        A module that wears something else, or has hooks, which must come before the lane, keeps
-        what it wears.
+        A module that wears something else, or has a forward or hooks of its own, keeps what it
+        wears in eager mode: past the one, and before the others, no ``forward`` of a class comes.
         """
-        is_for_compiled = is_for_compiled and not self._broken
-        if is_for_compiled is self.is_for_compiled:
-            return
-        self.is_for_compiled = is_for_compiled
+        is_for_compiled = (
+            is_for_compiled and not self._graph["is_broken"] and not _modules._has_any_global_hook()
+        )
+        if is_for_compiled:
+            for place, kind in enumerate(self._disguises):
+                # Kernels are put into a model by other forwards of its classes.
+                self._forwards[str(place)] = kind.forward
+            if not all(map(_suits_compiled, self._changed)):
+                self._undress()
+        if is_for_compiled and not self.is_for_compiled:
+            self._dress()
+        elif self.is_for_compiled and not is_for_compiled:
+            self._undress()
+
+    def _dress(self) -> None:
+        self.is_for_compiled = True
         for hanger in self._hangers:
             module = hanger.module()
-            if module is None:
-                continue
-            if not is_for_compiled:
-                if hanger.is_for_compiled and type(module) is hanger.compiled:
-                    hanger.eager.put_on(module)
-                hanger.is_for_compiled = False
-            elif type(module) is hanger.eager.worn and not _is_hooked(module):
+            if module is not None and type(module) is hanger.eager.worn and _suits_compiled(hanger):
                 if hanger.compiled is None:
-                    hanger.compiled = self._class_for(hanger.eager.original, hanger.number)
+                    hanger.compiled = self._class_for(hanger)
                 object.__setattr__(module, "__class__", hanger.compiled)
-                hanger.is_for_compiled = True
+                self._changed.append(hanger)
 
-    def _class_for(self, kind: Any, number: int | None) -> type:
-        if number is None:
+    def _undress(self) -> None:
+        self.is_for_compiled = False
+        for hanger in self._changed:
+            module = hanger.module()
+            if module is not None and type(module) is hanger.compiled:
+                hanger.eager.put_on(module)
+        self._changed.clear()
+
+    def _class_for(self, hanger: _Hanger) -> type:
+        kind: Any = hanger.eager.original
+        if hanger.number is None:
             return kind
         if kind not in self._disguises:
-            name = str(len(self._forwards))
+            name = str(len(self._disguises))
+            forward = baked(_forward, {"its kind": name}, self._namespace)
+            self._disguises[kind] = Disguise(kind, {"forward": forward})
             self._forwards[name] = kind.forward
-            code = _forward.__code__
-            constants = tuple(name if each == "its kind" else each for each in code.co_consts)
-            own = FunctionType(code.replace(co_consts=constants), self._namespace, "forward")
-            self._disguises[kind] = Disguise(kind, {"forward": own})
         return self._disguises[kind].worn
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _suits_compiled(hanger: _Hanger) -> bool:
+    """Whether a module's output is what the forward of its class puts out."""
+    module = hanger.module()
+    return (
+        hanger.number is None
+        or module is None
+        or not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    )

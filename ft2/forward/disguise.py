@@ -9,7 +9,7 @@ is ignored, pytorch#117758); nothing is written into the module, so ``state_dict
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,12 +26,10 @@ class Disguise:
     original:
         The module's class.
     methods:
-        Methods and properties by name; each takes the module first, as methods do.
+        What the class has by name: methods, which take the module first, and properties.
     """
 
-    def __init__(
-        self, original: type, methods: Mapping[str, Callable[..., Any] | property]
-    ) -> None:
+    def __init__(self, original: type, methods: Mapping[str, Any]) -> None:
         self.original = original
         self.worn = _subclass(self.original, methods)
         _ORIGINALS[self.worn] = self.original
@@ -53,7 +51,7 @@ def undisguised(kind: type) -> type:
     return _ORIGINALS.get(kind, kind)
 
 
-def _subclass(original: Any, methods: Mapping[str, Callable[..., Any] | property]) -> type:
+def _subclass(original: Any, methods: Mapping[str, Any]) -> type:
     def reduce_ex(self: Any, protocol: Any) -> Any:
         reduced = original.__reduce_ex__(self, protocol)
         if isinstance(reduced, tuple) and reduced[1][:1] == (type(self),):

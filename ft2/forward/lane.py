@@ -7,6 +7,7 @@ a namespace that the modules of one model share: so compiled code guards on it o
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -244,7 +245,9 @@ def takes_a_seat(module: nn.Module) -> bool:
 def may_be_spared(module: nn.Module) -> bool:
     """Whether calling the module is that, outside of training at least."""
     kind: Any = undisguised(type(module))
-    return kind.__call__ in (call, checkpointed) and _is_called_as_usual(module)
+    calling = [each for each in kind.__mro__ if "__call__" in vars(each)]
+    is_usual = calling in ([nn.Module], [GradientCheckpointingLayer, nn.Module])
+    return is_usual and _is_called_as_usual(module)
 
 
 def _is_called_as_usual(module: nn.Module) -> bool:
@@ -316,12 +319,12 @@ def seats_of(model: nn.Module, names: Iterable[str], spared: Iterable[str] = ())
     return found
 
 
-def _disguise(kind: type, namespace: dict[str, Any], parts: dict[str, property]) -> Disguise:
+def _disguise(kind: type, namespace: dict[str, Any], parts: dict[str, Any]) -> Disguise:
     template = _call_linear if kind is nn.Linear else _call_module
     return Disguise(kind, {"__call__": _bound(template, namespace), **parts})
 
 
-def _sparing_disguise(kind: Any, namespace: dict[str, Any], parts: dict[str, property]) -> Disguise:
+def _sparing_disguise(kind: Any, namespace: dict[str, Any], parts: dict[str, Any]) -> Disguise:
     template = _call_spared_linear if kind is nn.Linear else _call_spared
     if kind.__call__ is not call:
         template = _call_checkpointed
@@ -333,7 +336,19 @@ def _bound(template: Any, namespace: dict[str, Any]) -> FunctionType:
 
 
 def hears_nothing() -> bool:
-    """Whether no global hook, gradient or tracer wants to hear of modules' calls."""
+    """Whether no global hook, gradient or tracer wants to hear of modules' calls.
+
+    And whether a linear layer's forward is torch's: others are put in its place, in the class.
+    """
     return not (
-        torch.is_grad_enabled() or _modules._has_any_global_hook() or torch._C._get_tracing_state()
+        torch.is_grad_enabled()
+        or _modules._has_any_global_hook()
+        or torch._C._get_tracing_state()
+        or nn.Linear.forward.__code__ is not _LINEAR_CODE
     )
+
+
+_LINEAR_FILE = inspect.getsourcefile(nn.Linear)
+_LINEAR_CODE = (
+    nn.Linear.forward.__code__ if nn.Linear.forward.__code__.co_filename == _LINEAR_FILE else None
+)

@@ -75,34 +75,34 @@ class Repetition:
             preparations.append(prepare)
         return cls(forward, first_parameter, is_compiled, preparations)
 
-    def is_next(self, call: Call | None, args: Any, kwargs: Any, is_compiled: bool) -> bool:
-        """Whether a forward with these arguments, in `call`, is the next step."""
+    def take(self, call: Call | None, args: Any, kwargs: Any, is_compiled: bool) -> Forward | None:
+        """Begin a forward with these arguments, in `call`, if it is the next step; else None."""
         forward = self.forward
         if call is not forward.call or is_compiled is not self._is_compiled:
-            return False
+            return None
         if not args:
             tokens = kwargs.get("input_ids")
         elif len(args) == 1 and self._takes_ids_first:
             tokens = args[0]
         else:
-            return False
-        return (
-            isinstance(tokens, Tensor)
-            and tokens.shape == self._shape
-            and (not call.tokens_are_counted or call.tokens_generated == forward.step + 1)
-            and _is_alive(call, forward.rows)
-        )
-
-    def begin(self) -> Forward:
-        """Begin the next step, and return it."""
-        forward = self.forward
-        call = forward.call
-        forward.step = call.step = forward.step + 1
+            return None
+        step = forward.step + 1
+        if (
+            not isinstance(tokens, Tensor)
+            or tokens.shape != self._shape
+            or (call.tokens_are_counted and call.tokens_generated != step)
+            or not _is_alive(call, forward.rows)
+        ):
+            return None
+        forward.step = call.step = step
         forward.cached += 1
         call.cached += 1
+        return forward
+
+    def prepare(self) -> None:
+        """Have listeners do what they do before the step."""
         for prepare in self._preparations:
             prepare()
-        return forward
 
 
 def _is_alive(call: Call, rows: int) -> bool:

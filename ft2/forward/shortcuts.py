@@ -2,51 +2,69 @@
 
 A module keeps its submodules and parameters in dictionaries, and Python looks for each in vain
 before it asks for them: in a token's step that takes as long as computing some of the layers. A
-property reads the same dictionary at once, so what is exchanged there is seen as before.
+property reads the same dictionaries in the same order at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import FunctionType
 from typing import Any
 
 from torch import nn
 
+from ft2.forward.baked import baked
+
 __all__ = ["shortcuts"]
 
 
-def shortcuts(kind: type, modules: Iterable[nn.Module]) -> dict[str, property]:
-    """Return properties for the submodules and parameters of modules of one class, by name.
+def shortcuts(kind: Any, modules: Iterable[nn.Module]) -> dict[str, Any]:
+    """Return what a class made of `kind` needs: properties for parts of its modules, by name.
 
     Parameters
     ----------
     kind:
-        Their class; what it defines itself is left as it is.
+        The modules' class; what it defines itself is left as it is, and one that looks for
+        attributes in its own way gets none.
     modules:
         The modules.
     """
-    found: dict[str, property] = {}
-    for module in modules:
+    looks_as_usual = (
+        getattr(kind, "__getattr__", None) is nn.Module.__getattr__
+        and kind.__getattribute__ is object.__getattribute__
+        and kind.__setattr__ is nn.Module.__setattr__
+    )
+    found: dict[str, Any] = {}
+    for module in modules if looks_as_usual else ():
         for names, template in ((module._modules, _submodule), (module._parameters, _parameter)):
             for name in names:
                 if name not in found and not hasattr(kind, name):
-                    found[name] = property(_of(template, name), _of(_set, name), _of(_delete, name))
-    return found
+                    get, put, delete = (
+                        baked(each, {"a name": name}) for each in (template, _set, _delete)
+                    )
+                    found[name] = property(get, put, delete)
+    # TorchScript would compile each property.
+    unused = [*getattr(kind, "__jit_unused_properties__", ()), *found]
+    return found | {"__jit_unused_properties__": unused} if found else {}
 
 
 def _submodule(module: Any) -> Any:
+    own = module.__dict__
+    if "a name" in own:
+        return own["a name"]
     try:
-        return module._modules["a name"]
+        return own["_modules"]["a name"]
     except KeyError:
-        return otherwise(module, "a name")
+        return module.__getattr__("a name")
 
 
 def _parameter(module: Any) -> Any:
+    own = module.__dict__
+    if "a name" in own:
+        return own["a name"]
     try:
-        return module._parameters["a name"]
+        return own["_parameters"]["a name"]
     except KeyError:
-        return otherwise(module, "a name")
+        return module.__getattr__("a name")
 
 
 def _set(module: Any, value: Any) -> None:
@@ -58,15 +76,3 @@ def _delete(module: Any) -> None:
         del module.__dict__["a name"]
     except KeyError:
         raise AttributeError("a name") from None
-
-
-def otherwise(module: Any, name: str) -> Any:
-    """Look where a property does not: what a name stands for may have changed."""
-    own = module.__dict__
-    return own[name] if name in own else module.__getattr__(name)
-
-
-def _of(template: Any, name: str) -> FunctionType:
-    code = template.__code__
-    constants = tuple(name if each == "a name" else each for each in code.co_consts)
-    return FunctionType(code.replace(co_consts=constants), template.__globals__, template.__name__)

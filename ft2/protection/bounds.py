@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import KeysView
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +128,11 @@ class RequestBounds:
         """Whether :meth:`settle` would change nothing."""
         return not self._cells and len(self._widened) == len(self._learned)
 
+    @property
+    def keys(self) -> KeysView[Key]:
+        """The keys that have learned; more may come."""
+        return self._learned.keys()
+
     def settle(self) -> None:
         """Widen what was learned: from now on the keys that ran before are restricted."""
         for cells in self._cells.values():
@@ -244,6 +250,7 @@ class _Table:
         self._dtype = dtype
         self._keys: list[Key] = []
         self._chunks: list[Tensor] = []
+        self._places: list[Tensor] = []
         self._widened: list[Tensor] = []
 
     def adopt(self, other: _Table) -> dict[Key, Tensor]:
@@ -267,8 +274,10 @@ class _Table:
                 chunk[:, 0] = torch.inf
                 chunk[:, 1] = -torch.inf
             self._chunks.append(chunk)
+            # Cutting them off one by one takes as long as learning does.
+            self._places += chunk.unbind()
         self._keys.append(key)
-        return self._chunks[-1][index]
+        return self._places[len(self._keys) - 1]
 
     def widened(self, scale: float) -> dict[Key, Tensor]:
         """Return bounds (2, requests), widened, for every key."""

@@ -46,6 +46,7 @@ class ClippingLane(Lane):
         # What the layers of the running forward use; compiled layers guard on what they read.
         self._addresses = self._idle
         self._is_clipping = False
+        self._learner: RequestBounds | None = None
         self._counts_later = False
         self._waiting: list[tuple[int, Tensor]] = []
 
@@ -70,12 +71,27 @@ class ClippingLane(Lane):
         self._resident.hold(request, live)
         self.resume()
 
+    def learn(self, request: RequestBounds, real: Tensor | None) -> None:
+        """Let `request` learn from the outputs until :meth:`end`.
+
+        Parameters
+        ----------
+        request:
+            The bounds and counters of the requests that run.
+        real:
+            bool (rows, tokens), False at padding; None when all tokens are real.
+        """
+        self.end()
+        self.is_direct = hears_nothing() and not self.wardrobe.is_for_compiled
+        # Where the tokens that a layer has must be looked at, the long way does.
+        self._learner = request if self.is_direct and real is None else None
+
     def resume(self) -> None:
         """Clip to what the last :meth:`begin` was given, until :meth:`end`."""
         resident = self._resident
         self._is_clipping = True
         self._counts_later = bool(resident.addresses) and not torch.is_grad_enabled()
-        # Compiled code needs no more: what it leaves to run one by one goes the long way.
+        # Compiled code does without ways past a module's call and past torch.
         if self.wardrobe.is_for_compiled:
             return
         self.is_direct = hears_nothing()
@@ -88,15 +104,19 @@ class ClippingLane(Lane):
         """Clip nothing more until the next :meth:`begin`."""
         self._addresses = self._idle
         self._is_clipping = False
+        self._learner = None
         self.is_direct = False
         self._waiting.clear()
 
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
         address = self._addresses[seat]
-        if address is None:
-            return self._otherwise(self._keys[seat], output)
-        self._restrict_at(output, address)
-        return output
+        if address is not None:
+            self._restrict_at(output, address)
+            return output
+        learner = self._learner
+        if learner is not None and output.dim() == 3 and output.shape[0] == learner.rows:
+            return learner.protect(self._keys[seat], output, None, None)
+        return self._otherwise(self._keys[seat], output)
 
     def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
         if not self._is_clipping or seat in self._resident.late:

@@ -346,7 +346,7 @@ class DetectionLane(Lane):
         self._forget()
         self._vectors, self._fits = vectors, True
         self._is_keeping = True
-        # Compiled code needs no more: what it leaves to run one by one goes the long way.
+        # Compiled code does without ways past a module's call.
         if self.wardrobe.is_for_compiled:
             return
         self.is_direct = hears_nothing()
@@ -381,10 +381,6 @@ class DetectionLane(Lane):
         return self.eager(seat, hidden, output)
 
     def finish(self) -> None:
-        if is_compiling():
-            self._check()
-            self._forget()
-            return
         taken = self._taken
         if taken:
             # Others may not have been called directly, before or after these.
@@ -393,6 +389,9 @@ class DetectionLane(Lane):
             self._outputs += taken[2::3]
             taken.clear()
         self._check()
+        if is_compiling():
+            self._forget()
+            return
         if self._kept and self._fits:
             self._fitting = max(self._fitting, self._vectors)
         self._is_checked = True

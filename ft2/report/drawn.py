@@ -6,7 +6,7 @@ another measure of it and other prompts than those asked have their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -94,9 +94,12 @@ class StoppedTrials:
     ----------
     planned:
         How many there could have been.
+    prompts:
+        The names of all prompts that trials are dealt to.
     """
 
     planned: int
+    prompts: Set[str]
 
     def of_part(self, trials: Sequence[Trial], *, depends_on_bits: bool) -> Interval:
         """See :meth:`Drawn.of_part`."""
@@ -110,9 +113,12 @@ class StoppedTrials:
         return weighted_interval(weights, events, largest, planned=self.planned)
 
     def of_new_prompts(self, trials: Sequence[Trial]) -> Interval | None:
-        """See :meth:`Drawn.of_new_prompts`."""
-        # Trials are looked at when each prompt has had as many, so there is one of each at least.
-        return _of_prompts(trials)
+        """See :meth:`Drawn.of_new_prompts`.
+
+        That of fixed trials holds at every look, once each prompt has had one
+        (:func:`ft2.verdict.interval_for_new_prompts`).
+        """
+        return _of_prompts(trials) if self.prompts <= _by(trials, "params").keys() else None
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,10 @@ class CampaignResult:
         """How the trials were drawn: makes the intervals for parts of them."""
         if self.allocation is not None:
             return StratifiedTrials(self.allocation, self.strata or (), self.counts.planned)
-        return FixedTrials() if self.stop is None else StoppedTrials(self.counts.planned)
+        if self.stop is None:
+            return FixedTrials()
+        asked = {golden["params"] for golden in self.golden} - set(self.excluded)
+        return StoppedTrials(self.counts.planned, asked)
 
     @property
     def interval_for_new_prompts(self) -> tuple[float, float] | None:

@@ -22,7 +22,7 @@ def interval_for_new_prompts(
     ----------
     counted:
         (events, trials) of each prompt, or an estimate of its events. The prompts are taken for a
-        random sample.
+        random sample. Where what was seen decided when to stop, each needs a trial.
     confidence:
         Coverage, between 0 and 1.
 

@@ -253,7 +253,8 @@ def test_modules_wear_for_compiled_code_what_it_has_nothing_to_check_of() -> Non
         inside = model.model.layers[0]
         # Of spared modules compiled code sees their own class, of others a forward.
         assert type(inside.input_layernorm) in plain
-        assert {"forward"} == vars(type(inside.mlp.up_proj)).keys() & {"forward", "__call__"}
+        assert type(inside.mlp.up_proj) not in (*plain, *eager)
+        assert "forward" in vars(type(inside.mlp.up_proj))
     torch.testing.assert_close(_compiled_steps(model, model), expected)
     assert _classes(model) == eager
     torch.testing.assert_close(_compiled_steps(model, run), expected)
@@ -311,3 +312,74 @@ def test_where_compiled_code_is_left_layers_are_protected_one_by_one() -> None:
             torch.testing.assert_close(_compiled_steps(model, run), expected)
     assert protection.counts[0] == protection.counts[1] == protection.counts[2] > 0
     assert torch.isfinite(expected).all()
+
+
+@pytest.mark.parametrize("way", ["around", "in place"])
+def test_what_is_put_into_a_layer_before_compiling_comes_before_the_protection(way: str) -> None:
+    counts = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        model: Any = _model()
+        up, down = model.model.layers[0].mlp.up_proj, model.model.layers[0].mlp.down_proj
+        plain = up.forward
+        # As accelerate does it.
+        up.forward = lambda hidden, plain=plain: plain(hidden) * (1 if hidden.shape[1] > 1 else 1e6)
+        down.register_forward_hook(lambda module, args, output: output * 1e6)
+        run = model
+        if compiled and way == "around":
+            run = torch.compile(model, backend="eager")
+        elif compiled:
+            model.compile(backend="eager")
+        with ft2.protect(model) as protection:
+            _compiled_steps(model, run)
+        counts.append(protection.counts)
+    assert counts[0] == counts[1] != [0]
+
+
+def test_a_hook_between_requests_that_are_compiled_whole_comes_before_the_protection() -> None:
+    model: Any = _model()
+    run = torch.compile(model, backend="eager")
+    down = model.model.layers[0].mlp.down_proj
+
+    def answer() -> None:
+        with torch.no_grad(), ft2.request(model):
+            output = run(_PROMPT, use_cache=True)
+            for _ in range(3):
+                run(_PROMPT[:, :1], past_key_values=output.past_key_values)
+
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False), ft2.protect(model) as found:
+        answer()
+        down.register_forward_hook(
+            lambda module, args, output: output * (1 if output.shape[1] > 1 else 1e6)
+        )
+        answer()
+    assert found.counts[1] > found.counts[0]
+
+
+def test_another_forward_of_a_layers_class_is_the_one_that_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = _model()
+    run = torch.compile(model, backend="eager")
+    with ft2.protect(model, scale=1e6):
+        _compiled_steps(model, run)
+    plain = torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, hidden: plain(self, hidden) * 2)
+    torch._dynamo.reset()
+    expected = _compiled_steps(model, model)
+    with ft2.protect(model, scale=1e6):
+        torch.testing.assert_close(_compiled_steps(model, run), expected)
+        torch.testing.assert_close(_compiled_steps(model, model), expected)
+
+
+def test_a_layer_called_alone_leaves_compiled_code_as_it_was() -> None:
+    model: Any = _model()
+    run = torch.compile(model, backend="eager")
+    up = model.model.layers[0].mlp.up_proj
+    with ft2.protect(model):
+        _compiled_steps(model, run)
+        worn = type(up)
+        with pytest.raises(RuntimeError, match="outside a call"):
+            up(torch.zeros(1, 1, model.config.hidden_size))
+        _compiled_steps(model, run)
+        assert type(up) is worn

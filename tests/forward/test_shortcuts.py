@@ -119,3 +119,27 @@ def test_what_a_class_defines_itself_is_left_to_it() -> None:
     taps = tap_in_lane(model, [], _Idle(), [], ["0"])
     assert model[0].gain == 10
     taps[0].remove()
+
+
+def test_a_class_that_looks_for_attributes_in_its_own_way_goes_on_doing_so() -> None:
+    class Scaling(nn.Linear):
+        def __getattr__(self, name: str) -> Any:
+            found: Any = super().__getattr__(name)
+            return found * 0.5 if name == "weight" else found
+
+    model: Any = nn.Sequential(Scaling(4, 4))
+    taps = tap_in_lane(model, [], _Idle(), [], ["0"])
+    assert torch.equal(model[0].weight, model[0]._parameters["weight"] * 0.5)
+    taps[0].remove()
+
+
+def test_what_stands_in_a_modules_own_dictionary_comes_first(block: Any) -> None:
+    vars(block)["inner"] = lambda hidden: hidden * 3
+    assert torch.equal(block(torch.ones(4)), torch.full((4,), 3.0))
+    del vars(block)["inner"]
+    assert block.inner is block._modules["inner"]
+
+
+def test_torchscript_compiles_a_spared_module(block: Any) -> None:
+    scripted = torch.jit.script(block)
+    assert torch.equal(scripted(torch.ones(4)), block(torch.ones(4)))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import ft2
 from ft2.forward import Lane, Order, hears_nothing, sparable, tap, tap_in_lane
@@ -178,6 +179,31 @@ class _Refusing(nn.LayerNorm):
 class _Constant(nn.Module):
     def forward(self) -> Tensor:
         return torch.ones(1)
+
+
+class _Halving(nn.Module):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs) * 0.5
+
+
+class _Block(GradientCheckpointingLayer):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * 3
+
+
+class _HalvingBlock(_Block, _Halving):
+    """Its own call stands behind the one of transformers' layers."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", [False, True])
+def test_a_layer_that_may_be_computed_twice_in_training_is_spared_outside_of_it(
+    training: bool,
+) -> None:
+    model = nn.Sequential(_Block(), _HalvingBlock()).train(training)
+    assert sparable(model, []) == ["0"]
+    with _spared(model, "0"):
+        torch.testing.assert_close(model(_HIDDEN), _HIDDEN * 4.5)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ LOST_DEVICE = (
 
 @pytest.mark.parametrize(
     ("scheduling", "event"),
-    [("load", "os._exit(0)"), ("worksteal", "os._exit(0)"), ("load", LOST_DEVICE)],
+    [("worksteal", "os._exit(0)"), ("load", LOST_DEVICE)],
 )
 def test_a_trial_that_ends_its_worker_is_a_due_and_the_others_run_elsewhere(
     project: Project, scheduling: str, event: str

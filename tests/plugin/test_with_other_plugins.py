@@ -50,7 +50,7 @@ def expected(gated: Project) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("distribution", ["load", "each", "loadfile", "loadscope"])
+@pytest.mark.parametrize("distribution", ["load", "each", "loadscope"])
 def test_workers_find_the_same_outcomes_however_tests_are_dealt_to_them(
     gated: Project, expected: list[tuple[Any, ...]], distribution: str
 ) -> None:

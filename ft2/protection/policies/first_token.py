@@ -125,21 +125,26 @@ class FirstTokenPolicy(Policy):
         if call.ended is not None and call.ended.shape[0] == forward.rows > 1:
             alive = ~call.ended[:, None]
             self._live = alive if self._real is None else self._real & alive
-        if self._lane is not None and not forward.is_first_token:
+        if self._lane is None:
+            return
+        if forward.is_first_token:
+            self._lane.learn(bounds, forward.real)
+        else:
             self._lane.begin(bounds, self._live)
 
     def forward_repeats(self, forward: Forward) -> Callable[[], None] | None:
-        bounds, lane, version = self._current, self._lane, self._current.version
+        bounds, lane = self._current, self._lane
         if lane is None or self._live is not None or bounds.kind is None or not bounds.is_settled:
             return None
+        keys, count, version = bounds.keys, len(bounds.keys), bounds.version
 
         def prepare() -> None:
-            if not bounds.is_settled:
-                bounds.settle()
-            if bounds.version == version:
+            if len(keys) == count and bounds.version == version:
                 lane.resume()
-            else:
-                lane.begin(bounds, None)
+                return
+            # A layer has run that had not run before.
+            bounds.settle()
+            lane.begin(bounds, None)
 
         return prepare
 
