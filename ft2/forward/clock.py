@@ -192,11 +192,7 @@ class Clock:
     ) -> Any:
         try:
             known.prepare()
-            set_eval_frame(compiler)
-            try:
-                output = self._compute(self, module, call, args, kwargs)
-            finally:
-                set_eval_frame(None)
+            output = self._computed(compiler, module, call, args, kwargs)
         except BaseException as error:
             self._repetition = None
             self._broken(error)

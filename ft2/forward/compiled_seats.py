@@ -75,8 +75,10 @@ class Wardrobe:
         self.is_for_compiled = False
         self._namespace = namespace
         self._hangers: list[_Hanger] = []
-        # Those who are of other classes than in eager mode.
+        # Those of other classes than in eager mode, and what shows that these no longer suit.
         self._changed: list[_Hanger] = []
+        self._hooks: list[dict[int, Any]] = []
+        self._attributes: list[dict[str, Any]] = []
         self._disguises: dict[Any, Disguise] = {}
         self._forwards: dict[str, Callable[..., Any]] = {}
         # Whether compiled code was left, so that layers ran one by one: what they wear in eager
@@ -126,7 +128,7 @@ class Wardrobe:
             for place, kind in enumerate(self._disguises):
                 # Kernels are put into a model by other forwards of its classes.
                 self._forwards[str(place)] = kind.forward
-            if not all(map(_suits_compiled, self._changed)):
+            if any(self._hooks) or any("forward" in own for own in self._attributes):
                 self._undress()
         if is_for_compiled and not self.is_for_compiled:
             self._dress()
@@ -137,11 +139,18 @@ class Wardrobe:
         self.is_for_compiled = True
         for hanger in self._hangers:
             module = hanger.module()
-            if module is not None and type(module) is hanger.eager.worn and _suits_compiled(hanger):
-                if hanger.compiled is None:
-                    hanger.compiled = self._class_for(hanger)
-                object.__setattr__(module, "__class__", hanger.compiled)
-                self._changed.append(hanger)
+            if module is None or type(module) is not hanger.eager.worn:
+                continue
+            if hanger.number is not None:
+                hooks = (module._forward_hooks, module._forward_pre_hooks)
+                if any(hooks) or "forward" in vars(module):
+                    continue
+                self._hooks += hooks
+                self._attributes.append(vars(module))
+            if hanger.compiled is None:
+                hanger.compiled = self._class_for(hanger)
+            object.__setattr__(module, "__class__", hanger.compiled)
+            self._changed.append(hanger)
 
     def _undress(self) -> None:
         self.is_for_compiled = False
@@ -149,7 +158,8 @@ class Wardrobe:
             module = hanger.module()
             if module is not None and type(module) is hanger.compiled:
                 hanger.eager.put_on(module)
-        self._changed.clear()
+        for each in (self._changed, self._hooks, self._attributes):
+            each.clear()
 
     def _class_for(self, hanger: _Hanger) -> type:
         kind: Any = hanger.eager.original
@@ -161,13 +171,3 @@ class Wardrobe:
             self._disguises[kind] = Disguise(kind, {"forward": forward})
             self._forwards[name] = kind.forward
         return self._disguises[kind].worn
-
-
-def _suits_compiled(hanger: _Hanger) -> bool:
-    """Whether a module's output is what the forward of its class puts out."""
-    module = hanger.module()
-    return (
-        hanger.number is None
-        or module is None
-        or not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-    )

@@ -44,6 +44,14 @@ def _briefly(model: Any) -> _Brief:
     return brief
 
 
+def _decode(model: Any, steps: int, prompt: Tensor = _PROMPT, token: Tensor = _TOKEN) -> Any:
+    """Compute a prompt and some steps, and return their cache."""
+    cache = model(prompt, use_cache=True).past_key_values
+    for _ in range(steps):
+        model(token, past_key_values=cache)
+    return cache
+
+
 def test_generate_announces_two_steps_and_repeats_the_others() -> None:
     model = tiny_model("llama")
     brief = _briefly(model)
@@ -67,9 +75,7 @@ def test_who_comes_in_between_hears_the_next_step() -> None:
     model = tiny_model("llama")
     brief = _briefly(model)
     with ft2.request(model):
-        cache = model(_PROMPT, use_cache=True).past_key_values
-        for _ in range(2):
-            model(_TOKEN, past_key_values=cache)
+        cache = _decode(model, 2)
         with listening(model) as heard:
             model(_TOKEN, past_key_values=cache)
         for _ in range(2):
@@ -98,9 +104,7 @@ def test_a_forward_of_another_kind_is_told_in_full(
     model = tiny_model("llama")
     brief = _briefly(model)
     with ft2.request(model):
-        cache = model(_PROMPT, use_cache=True).past_key_values
-        for _ in range(2):
-            model(_TOKEN, past_key_values=cache)
+        cache = _decode(model, 2)
         other(model, cache)
     assert [step for _, step, _ in brief.steps] == [0, 1, 3]
     assert [step for step, _ in brief.repeated] == [2]
@@ -111,10 +115,7 @@ def test_another_batch_in_the_same_request_is_told_in_full() -> None:
     brief = _briefly(model)
     with ft2.request(model):
         for rows in (1, 2):
-            prompt, token = _PROMPT.expand(rows, -1), _TOKEN.expand(rows, -1)
-            cache = model(prompt, use_cache=True).past_key_values
-            for _ in range(3):
-                model(token, past_key_values=cache)
+            _decode(model, 3, _PROMPT.expand(rows, -1), _TOKEN.expand(rows, -1))
     assert [each.rows for each in brief.forwards] == [1, 1, 2, 2]
 
 
@@ -122,9 +123,7 @@ def test_an_error_in_a_repeated_step_is_told_and_the_next_one_in_full() -> None:
     model = tiny_model("llama")
     brief = _briefly(model)
     with ft2.request(model):
-        cache = model(_PROMPT, use_cache=True).past_key_values
-        for _ in range(2):
-            model(_TOKEN, past_key_values=cache)
+        cache = _decode(model, 2)
         with pytest.raises(IndexError):
             model(_TOKEN + 10_000, past_key_values=cache)
         model(_TOKEN, past_key_values=cache)
@@ -135,9 +134,7 @@ def test_an_error_in_a_repeated_step_is_told_and_the_next_one_in_full() -> None:
 def test_a_layer_outside_of_repeated_steps_is_outside_of_any_forward() -> None:
     model: Any = tiny_model("llama")
     with ft2.protect(model), ft2.request(model):
-        cache = model(_PROMPT, use_cache=True).past_key_values
-        for _ in range(3):
-            model(_TOKEN, past_key_values=cache)
+        _decode(model, 3)
         with pytest.raises(RuntimeError, match="outside a call that ft2 can see"):
             model.model.layers[0].mlp.up_proj(torch.zeros(1, 1, model.config.hidden_size))
 
@@ -146,9 +143,7 @@ def test_no_cache_is_held_between_steps() -> None:
     model = tiny_model("llama")
     brief = _briefly(model)
     with ft2.request(model):
-        cache = model(_PROMPT, use_cache=True).past_key_values
-        for _ in range(3):
-            model(_TOKEN, past_key_values=cache)
+        cache = _decode(model, 3)
         brief.forwards.clear()
         gone = weakref.ref(cache)
         del cache
