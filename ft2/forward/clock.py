@@ -148,8 +148,7 @@ class Clock:
             compiler = set_eval_frame(None)
             known = self._repetition
             try:
-                if known is not None:
-                    is_compiled = _is_compiled(compiler, module)
+                if known is not None and self._suits(is_compiled := _is_compiled(compiler, module)):
                     forward = known.take(self.innermost, args, kwargs, is_compiled)
                     if forward is not None:
                         self.current, self.is_computing = forward, True
@@ -157,6 +156,9 @@ class Clock:
                 return self._announced(compiler, module, call, args, kwargs)
             finally:
                 set_eval_frame(compiler)
+
+    def _suits(self, is_compiled: bool) -> bool:
+        return not is_compiled or all(lane.wardrobe.suits_compiled() for lane in self.lanes)
 
     def _announced(
         self, compiler: Any, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 from torch import nn
@@ -128,12 +129,16 @@ class Wardrobe:
             for place, kind in enumerate(self._disguises):
                 # Kernels are put into a model by other forwards of its classes.
                 self._forwards[str(place)] = kind.forward
-            if any(self._hooks) or any("forward" in own for own in self._attributes):
+            if any(self._hooks) or not self.suits_compiled():
                 self._undress()
         if is_for_compiled and not self.is_for_compiled:
             self._dress()
         elif self.is_for_compiled and not is_for_compiled:
             self._undress()
+
+    def suits_compiled(self) -> bool:
+        """Whether no module was given a ``forward`` that goes past the one of its class."""
+        return not any(map(dict.__contains__, self._attributes, repeat("forward")))
 
     def _dress(self) -> None:
         self.is_for_compiled = True

@@ -142,7 +142,8 @@ lane: Any = None
 seats: dict[int, int] = {}
 call: Callable[..., Any] = nn.Module.__call__
 checkpointed: Callable[..., Any] = GradientCheckpointingLayer.__call__
-linear = functional.linear
+# Past torch.nn.functional, where profilers put others in its place.
+linear = torch._C._nn.linear
 
 
 def _call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -338,17 +339,21 @@ def _bound(template: Any, namespace: dict[str, Any]) -> FunctionType:
 def hears_nothing() -> bool:
     """Whether no global hook, gradient or tracer wants to hear of modules' calls.
 
-    And whether a linear layer's forward is torch's: others are put in its place, in the class.
+    And whether what a linear layer does is torch's own: others are put in its place.
     """
     return not (
         torch.is_grad_enabled()
         or _modules._has_any_global_hook()
         or torch._C._get_tracing_state()
-        or nn.Linear.forward.__code__ is not _LINEAR_CODE
+        or functional.linear is not linear
+        or getattr(nn.Linear.forward, "__code__", None) is not _LINEAR_CODE
     )
 
 
-_LINEAR_FILE = inspect.getsourcefile(nn.Linear)
-_LINEAR_CODE = (
-    nn.Linear.forward.__code__ if nn.Linear.forward.__code__.co_filename == _LINEAR_FILE else None
-)
+def _code_of_linear() -> Any:
+    code = getattr(nn.Linear.forward, "__code__", None)
+    is_torchs = code is not None and code.co_filename == inspect.getsourcefile(nn.Linear)
+    return code if is_torchs else object()
+
+
+_LINEAR_CODE = _code_of_linear()

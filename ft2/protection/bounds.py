@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import KeysView
 from dataclasses import dataclass
 
 import torch
@@ -127,11 +126,6 @@ class RequestBounds:
     def is_settled(self) -> bool:
         """Whether :meth:`settle` would change nothing."""
         return not self._cells and len(self._widened) == len(self._learned)
-
-    @property
-    def keys(self) -> KeysView[Key]:
-        """The keys that have learned; more may come."""
-        return self._learned.keys()
 
     def settle(self) -> None:
         """Widen what was learned: from now on the keys that ran before are restricted."""

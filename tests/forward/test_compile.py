@@ -383,3 +383,22 @@ def test_a_layer_called_alone_leaves_compiled_code_as_it_was() -> None:
             up(torch.zeros(1, 1, model.config.hidden_size))
         _compiled_steps(model, run)
         assert type(up) is worn
+
+
+def test_a_forward_put_into_a_layer_between_compiled_steps_comes_before_the_protection() -> None:
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        model: Any = _model()
+        up = model.model.layers[0].mlp.up_proj
+        run = torch.compile(model, backend="eager") if compiled else model
+        with ft2.protect(model) as protection, torch.no_grad(), ft2.request(model):
+            output = model(_PROMPT, use_cache=True)
+            for step in range(6):
+                if step == 4:
+                    plain = up.forward
+                    up.forward = lambda hidden, plain=plain: plain(hidden) * 1e6
+                output = run(_PROMPT[:, :1], past_key_values=output.past_key_values)
+        found.append((output.logits, protection.counts))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] != [0]

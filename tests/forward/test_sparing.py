@@ -249,3 +249,16 @@ def test_a_model_inside_of_a_protected_one_keeps_its_own_clock() -> None:
         generate(inner, prompts(1), max_new_tokens=3)
         assert protection.left_first_token
     assert type(inner) is kind
+
+
+@torch.no_grad()
+def test_another_linear_in_torchs_place_is_the_one_that_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = tiny_model("llama")
+    ids = prompts(1)
+    plain = nn.functional.linear
+    monkeypatch.setattr(nn.functional, "linear", lambda *args: plain(*args) * 1.5)
+    expected = model(ids).logits
+    with ft2.protect(model, scale=1e6):
+        torch.testing.assert_close(model(ids).logits, expected)

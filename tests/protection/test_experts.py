@@ -271,3 +271,32 @@ def test_an_expert_that_is_new_to_one_request_corrects_nan_and_records_for_it_al
         assert [float(each) for each in passed_on] == [0.0]
         assert protection.counts[0] > 0
         assert protection.counts[1] == 0
+
+
+@torch.no_grad()
+def test_experts_that_first_run_while_steps_repeat_are_restricted_from_the_next_one_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = small_model("mixtral")
+    blocks = [layer.mlp for layer in model.model.layers]
+    plain, is_left_out = type(blocks[0]).forward, [False]
+
+    def forward(module: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # As layers are skipped, or left early.
+        if is_left_out[0]:
+            return torch.zeros_like(hidden)
+        return plain(module, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(type(blocks[0]), "forward", forward)
+    with ft2.protect(model) as protection, ft2.request(model):
+        is_left_out[0] = True
+        cache = model(_IDS[:1], use_cache=True).past_key_values
+        for step in range(1, 9):
+            is_left_out[0] = step < 4
+            if step == 7:
+                for block in blocks:
+                    block.experts.gate_up_proj.mul_(1e6)
+            model(torch.tensor([[7]]), past_key_values=cache)
+            if step == 6:
+                assert protection.counts == [0]
+    assert protection.counts[0] > 0

@@ -136,15 +136,15 @@ class FirstTokenPolicy(Policy):
         bounds, lane = self._current, self._lane
         if lane is None or self._live is not None or bounds.kind is None or not bounds.is_settled:
             return None
-        keys, count, version = bounds.keys, len(bounds.keys), bounds.version
+        version = bounds.version
 
         def prepare() -> None:
-            if len(keys) == count and bounds.version == version:
+            if bounds.is_settled and bounds.version == version:
                 lane.resume()
-                return
-            # A layer has run that had not run before.
-            bounds.settle()
-            lane.begin(bounds, None)
+            else:
+                # A layer has run that had not run before.
+                bounds.settle()
+                lane.begin(bounds, None)
 
         return prepare
 
