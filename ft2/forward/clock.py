@@ -34,6 +34,20 @@ from ft2.layers import unwrap
 __all__ = ["Clock", "announcers", "clocked_models", "request"]
 
 
+class _Thread(threading.local):
+    """What is true of the thread that asks.
+
+    Attributes
+    ----------
+    is_computing:
+        Whether it computes a forward that was announced.
+    """
+
+    # Not the class's: compiled code would take that for this thread's.
+    def __init__(self) -> None:
+        self.is_computing = False
+
+
 class Clock:
     """Announces the calls and forwards of one model to its listeners.
 
@@ -52,6 +66,9 @@ class Clock:
         What is told when a forward is computed, and when it ends.
     reviewer:
         What may reject forwards, if anything.
+    thread:
+        The same of this thread. Compiled code that got past the model's own call must not take
+        another thread's forward for its own.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -65,6 +82,7 @@ class Clock:
         self._repetition: Repetition | None = None
         self._lock = threading.RLock()
         self._stacks = threading.local()
+        self.thread = _Thread()
         self._loops: list[tuple[weakref.ref[Any], Call]] = []
         self._fed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._disguises = _disguises(self, model)
@@ -205,11 +223,13 @@ class Clock:
     def _computed(
         self, compiler: Any, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
+        self.thread.is_computing = True
         set_eval_frame(compiler)
         try:
             return self._compute(self, module, call, args, kwargs)
         finally:
             set_eval_frame(None)
+            self.thread.is_computing = False
 
     def token_generated(self, call: Call, ended: Tensor) -> None:
         """Count a step of `call`; `ended` is bool (rows,), the rows that are complete now."""
@@ -448,7 +468,7 @@ def _nested_call(clock: Clock, module: nn.Module) -> Callable[..., Any]:
 
     def nested_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # Within a forward that was announced, compiled code goes on without a break.
-        if torch.compiler.is_compiling() and clock.is_computing:
+        if torch.compiler.is_compiling() and clock.thread.is_computing:
             return call(module, *args, **kwargs)
         return clock.run(module, call, args, kwargs)
 

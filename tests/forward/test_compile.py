@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig, PreTrainedModel
 
 import ft2
-from ft2.forward import Clock, Listener, Order, tap
+from ft2.forward import Clock, Forward, Listener, Order, tap
 from tests.forward.heard import listening
 from tests.tiny_models import tiny_model
 
@@ -402,3 +403,38 @@ def test_a_forward_put_into_a_layer_between_compiled_steps_comes_before_the_prot
         found.append((output.logits, protection.counts))
     torch.testing.assert_close(found[0][0], found[1][0])
     assert found[0][1] == found[1][1] != [0]
+
+
+def test_a_compiled_forward_waits_for_that_of_another_thread() -> None:
+    # Compiled before it is protected: the code goes past the model's own call.
+    model: Any = _model()
+    run = torch.compile(model, backend="eager")
+    expected = model(_PROMPT).logits
+    is_inside, may_go_on, is_done = (threading.Event() for _ in range(3))
+    found: list[Tensor] = []
+
+    class Waits(Listener):
+        def forward_started(self, forward: Forward) -> None:
+            if forward.tokens == 1:
+                is_inside.set()
+                assert may_go_on.wait(60)
+
+    def answer() -> None:
+        found.append(run(_PROMPT).logits)
+        is_done.set()
+
+    with ft2.protect(model):
+        listener = Waits()
+        clock = Clock.listen(model, listener)
+        other = threading.Thread(target=model, args=(_PROMPT[:, :1],))
+        compiled = threading.Thread(target=answer)
+        other.start()
+        assert is_inside.wait(60)
+        compiled.start()
+        # Time enough to compile it.
+        assert not is_done.wait(3)
+        may_go_on.set()
+        other.join()
+        compiled.join()
+        clock.dismiss(model, listener)
+    torch.testing.assert_close(found[0], expected)
