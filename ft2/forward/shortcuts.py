@@ -35,34 +35,26 @@ def shortcuts(kind: Any, modules: Iterable[nn.Module]) -> dict[str, Any]:
     )
     found: dict[str, Any] = {}
     for module in modules if looks_as_usual else ():
-        for names, template in ((module._modules, _submodule), (module._parameters, _parameter)):
-            for name in names:
+        for parts in ("_modules", "_parameters"):
+            for name in vars(module)[parts]:
                 if name not in found and not hasattr(kind, name):
-                    get, put, delete = (
-                        baked(each, {"a name": name}) for each in (template, _set, _delete)
+                    constants = {"a name": name}
+                    found[name] = property(
+                        baked(_get, constants | {"its parts": parts}),
+                        baked(_set, constants),
+                        baked(_delete, constants),
                     )
-                    found[name] = property(get, put, delete)
     # TorchScript would compile each property.
     unused = [*getattr(kind, "__jit_unused_properties__", ()), *found]
     return found | {"__jit_unused_properties__": unused} if found else {}
 
 
-def _submodule(module: Any) -> Any:
+def _get(module: Any) -> Any:
     own = module.__dict__
     if "a name" in own:
         return own["a name"]
     try:
-        return own["_modules"]["a name"]
-    except KeyError:
-        return module.__getattr__("a name")
-
-
-def _parameter(module: Any) -> Any:
-    own = module.__dict__
-    if "a name" in own:
-        return own["a name"]
-    try:
-        return own["_parameters"]["a name"]
+        return own["its parts"]["a name"]
     except KeyError:
         return module.__getattr__("a name")
 

@@ -18,6 +18,14 @@ def interval_for_new_prompts(
     its own rate. The exact interval of the pooled trials speaks of these prompts only, and is much
     narrower.
 
+    It holds too where what was seen decided when to stop, if each prompt has had a trial by then.
+    For a given mean, the wealth that was bet (:func:`ft2.verdict.betting.log_wealth`) is a sum of
+    products of one term for each prompt, linear in that prompt's rate; and a prompt's rate among
+    its first n trials is, given the one among n + 1, on average that one. So the wealth after fewer
+    trials is on average the wealth after more: a martingale in reverse, which is ever as large as
+    ``1 / a`` with probability ``a`` at most (Doob's inequality; Manole and Ramdas, 2023:
+    *Martingale methods for sequential estimation of convex functionals and divergences*).
+
     Parameters
     ----------
     counted:

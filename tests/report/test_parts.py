@@ -155,6 +155,26 @@ def test_after_an_early_stop_every_interval_holds_at_every_look() -> None:
     assert high > weighted_interval([1.0] * 40, [False] * 40, 1.0)[1]
 
 
+def test_after_an_early_stop_prompts_that_were_not_all_asked_say_nothing_of_new_ones() -> None:
+    trials = several_prompts()
+    counts = Counts(400, 40, 0, 0)
+    asked = [{"params": each} for each in dict.fromkeys(trial["params"] for trial in trials)]
+    for golden, excluded, is_told in (
+        (asked, [], True),
+        ([*asked, {"params": "never"}], [], False),
+        ([*asked, {"params": "never"}], ["never"], True),
+    ):
+        found = result(
+            trials,
+            counts=counts,
+            verdict=decide_early(counts, Budget(100)),
+            stop={"after": 40, "saved": 360, "not_counted": 0},
+            golden=golden,
+            excluded=excluded,
+        )
+        assert (found.interval_for_new_prompts is not None) is is_told
+
+
 TOP, OTHERS = "top-exponent-bit", "other-bits"
 FIRST, UNIFORM, HOT = 40, 30, 30
 PLANNED = FIRST + UNIFORM + HOT
