@@ -160,11 +160,14 @@ def _call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
+    # None for a spared one, and for what else is made of the class that it wears.
     seat = seats.get(id(module))
-    if len(args) != 1 or kwargs or seat is None:
+    if len(args) != 1 or kwargs:
         return call_module(module, *args, **kwargs)
     hidden = args[0]
     if is_compiling():
+        if seat is None:
+            return call_spared(module, hidden)
         if module._forward_hooks or module._forward_pre_hooks:
             return call_module(module, hidden)
         return lane.traced(seat, hidden, module.forward(hidden))
@@ -180,6 +183,8 @@ def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
         and "bias" in own["_parameters"]
     ):
         output = linear(hidden, weight, own["_parameters"]["bias"])
+        if seat is None:
+            return output
         if (keep := lane.keep) is not None:
             keep((seat, hidden, output))
             return output
@@ -201,23 +206,6 @@ def _call_spared(module: Any, *args: Any, **kwargs: Any) -> Any:
         and "_compiled_call_impl" not in own
     ):
         return module.forward(*args, **kwargs)
-    return call(module, *args, **kwargs)
-
-
-def _call_spared_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
-    if len(args) != 1 or kwargs or is_compiling():
-        return call_spared(module, *args, **kwargs)
-    own = module.__dict__
-    if (
-        lane.is_direct
-        and not own["_forward_hooks"]
-        and not own["_forward_pre_hooks"]
-        and "forward" not in own
-        and "_compiled_call_impl" not in own
-        and (weight := own["_parameters"].get("weight")) is not None
-        and "bias" in own["_parameters"]
-    ):
-        return linear(args[0], weight, own["_parameters"]["bias"])
     return call(module, *args, **kwargs)
 
 
@@ -326,7 +314,7 @@ def _disguise(kind: type, namespace: dict[str, Any], parts: dict[str, Any]) -> D
 
 
 def _sparing_disguise(kind: Any, namespace: dict[str, Any], parts: dict[str, Any]) -> Disguise:
-    template = _call_spared_linear if kind is nn.Linear else _call_spared
+    template = _call_linear if kind is nn.Linear else _call_spared
     if kind.__call__ is not call:
         template = _call_checkpointed
     return Disguise(kind, {"__call__": _bound(template, namespace), **parts})
