@@ -66,11 +66,12 @@ inline Restriction restriction_at(const Tensor& output, StableIValue address) {
   return call;
 }
 
-inline void boxed_restrict_at(StableIValue* stack, uint64_t, uint64_t) {
+template <void (*run)(const Restriction&, int32_t)>
+void boxed_restriction_at(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor output(stack[0]);
   const Restriction call = restriction_at(output, stack[1]);
   if (call.bounds != nullptr) {
-    restrict_values(call, output.device_index());
+    run(call, output.device_index());
   }
 }
 
@@ -251,7 +252,8 @@ inline constexpr Operation operations[] = {
      "restrict_(Tensor(a!) output, Tensor bounds, Tensor(b!) corrected, Tensor? counted=None)"
      " -> ()",
      boxed_restriction<restrict_values>},
-    {"restrict_at", "restrict_at(Tensor(a!) output, int restriction) -> ()", boxed_restrict_at},
+    {"restrict_at", "restrict_at(Tensor(a!) output, int restriction) -> ()",
+     boxed_restriction_at<restrict_values>},
     {"count_outside",
      "count_outside(Tensor[] outputs, Tensor bounds, Tensor(a!) corrected, Tensor? counted=None)"
      " -> ()",
@@ -260,6 +262,8 @@ inline constexpr Operation operations[] = {
      "record_(Tensor(a!) output, Tensor(b!) bounds, Tensor(c!) corrected, Tensor? counted=None)"
      " -> ()",
      boxed_restriction<record_values>},
+    {"record_at", "record_at(Tensor(a!) output, int restriction) -> ()",
+     boxed_restriction_at<record_values>},
     {"check_bounds", "check_bounds(Tensor[] outputs, Tensor bounds, Tensor(a!) flags) -> ()",
      boxed_check_bounds},
     {"check_sums",

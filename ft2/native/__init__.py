@@ -25,6 +25,8 @@ marks (rows, tokens) and (rows, 1). Outputs may be empty, or any strided view.
     NaN becomes 0 and ±Inf the type's largest number; `bounds` (2, n), to be started at +inf and
     -inf, are widened to all values of counted tokens but those that were infinite. A bound of zero
     is +0.
+``record_at(output, restriction)``
+    The same, with an address as for ``restrict_at``.
 ``check_bounds(outputs, bounds, flags)``
     A row of any of the outputs with a value outside of its bounds gets bit :data:`OUTSIDE_BOUNDS`
     of its flag set. `bounds` is (outputs, 2, n), `flags` uint8. Here and below all outputs are of
@@ -109,6 +111,7 @@ class Operations:
     restrict_at: Operation
     count_outside: Operation
     record_: Operation
+    record_at: Operation
     check_bounds: Operation
     check_sums: Operation
     check_products: Operation

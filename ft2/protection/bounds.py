@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +113,7 @@ class RequestBounds:
         self.correction = correction
         self.corrections = Corrections(self.requests)
         self._tables: dict[tuple[torch.device, torch.dtype], _Table] = {}
-        self._learned: dict[Key, Tensor] = {}
+        self._learned: dict[Key, _Table] = {}
         self._widened: dict[Key, Tensor] = {}
         self._cells: dict[Key, VectorBounds] = {}
         self.version = 0
@@ -147,8 +148,11 @@ class RequestBounds:
 
     def learned(self, key: Key) -> tuple[Tensor, Tensor] | None:
         """Return the minimum and maximum seen, each (requests,); None if the key never ran."""
-        bounds = self._learned.get(key)
-        return None if bounds is None else (bounds[0], bounds[1])
+        table = self._learned.get(key)
+        if table is None:
+            return None
+        low, high = table.of(key)
+        return low, high
 
     def join(self, requests: Tensor, other: RequestBounds, theirs: Tensor) -> None:
         """Let requests go on where requests of another call stand, with their bounds and counts.
@@ -165,16 +169,17 @@ class RequestBounds:
         Raises
         ------
         NotImplementedError
-            If experts have bounds: those are learned while a request goes on.
+            If experts have bounds: those are learned while a request goes on. If other layers ran
+            in the others than in requests that joined before.
         """
         if other._cells:
             raise NotImplementedError("experts learn bounds while a request goes on")
         with torch.inference_mode(False), torch.no_grad():
             for place, table in other._tables.items():
                 if place not in self._tables:
-                    self._tables[place] = _Table(self.requests, *place)
-                    self._learned |= self._tables[place].adopt(table)
-                self._tables[place].join(requests, table, theirs)
+                    self._table(*place).adopt(table)
+                    self._learned |= dict.fromkeys(table.keys, self._table(*place))
+                self._table(*place).join(requests, table, theirs)
             self.settle()
             self.version += 1
             for table in self._tables.values():
@@ -203,11 +208,30 @@ class RequestBounds:
             return self.correction.restrict(output, live, bounds, corrected)
         # A layer that the prompt did not run learns on the step that first runs it.
         if key not in self._learned:
-            place = (output.device, output.dtype)
-            if place not in self._tables:
-                self._tables[place] = _Table(self.requests, *place)
-            self._learned[key] = self._tables[place].add(key)
-        return learn(output, real, self._learned[key], corrected)
+            self._learned[key] = self._table(output.device, output.dtype)
+            self._learned[key].add(key)
+        return learn(output, real, self._learned[key].of(key), corrected)
+
+    def take(self, keys: Sequence[Key], seen: Tensor, dtype: torch.dtype) -> None:
+        """Learn what was recorded of layers' outputs.
+
+        Parameters
+        ----------
+        keys:
+            Whose it is, in the order in which they ran.
+        seen:
+            (keys, 2, requests), the lowest and the highest values, on the outputs' device; copied.
+        dtype:
+            Of the outputs.
+        """
+        table = self._table(seen.device, dtype)
+        table.take(keys, seen)
+        self._learned |= dict.fromkeys(keys, table)
+
+    def _table(self, device: torch.device, dtype: torch.dtype) -> _Table:
+        if (device, dtype) not in self._tables:
+            self._tables[device, dtype] = _Table(self.requests, device, dtype)
+        return self._tables[device, dtype]
 
     def protect_vectors(self, key: Key, values: Tensor, where: Where) -> Tensor:
         """Learn from vectors of experts or restrict them, and return what goes on instead.
@@ -236,49 +260,87 @@ class _Table:
         How many requests.
     device, dtype:
         Of the layers' outputs.
+
+    Attributes
+    ----------
+    keys:
+        Of the layers, in the order of their bounds.
     """
 
     def __init__(self, requests: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.keys: list[Key] = []
         self._requests = requests
         self._device = device
         self._dtype = dtype
-        self._keys: list[Key] = []
+        self._at: dict[Key, int] = {}
+        # All but the last are full, so that tables with the same keys are alike.
         self._chunks: list[Tensor] = []
         self._places: list[Tensor] = []
         self._widened: list[Tensor] = []
 
-    def adopt(self, other: _Table) -> dict[Key, Tensor]:
-        """Have a place for each key of `other`, in its order; return them as :meth:`add` does."""
-        return {key: self.add(key) for key in other._keys}
+    def adopt(self, other: _Table) -> None:
+        """Have a place for each key of `other`, in its order, that nothing was learned for."""
+        for key in other.keys:
+            self.add(key)
 
     def join(self, requests: Tensor, other: _Table, theirs: Tensor) -> None:
         """Copy what was learned for requests of `other` to requests here."""
+        if self._at.keys() != other._at.keys():
+            raise NotImplementedError("other layers ran in these requests than in those before")
         requests, theirs = requests.to(self._device), theirs.to(self._device)
-        for here, there in zip(self._chunks, other._chunks, strict=True):
-            here.index_copy_(2, requests, there.index_select(2, theirs))
+        chunks = other._chunks
+        if self.keys != other.keys:
+            order = torch.tensor([other._at[key] for key in self.keys], device=self._device)
+            chunks = torch.cat(chunks)[order].split(_CHUNK)
+        for here, there in zip(self._chunks, chunks, strict=True):
+            here[: len(there)].index_copy_(2, requests, there.index_select(2, theirs))
 
-    def add(self, key: Key) -> Tensor:
-        """Return bounds (2, requests) for `key` that nothing was learned for."""
-        index = len(self._keys) % _CHUNK
-        if index == 0:
-            shape = (_CHUNK, 2, self._requests)
-            # Made outside inference mode, a tensor can be updated inside and outside of it.
-            with torch.inference_mode(False):
-                chunk = torch.empty(shape, dtype=bounds_dtype(self._dtype), device=self._device)
-                chunk[:, 0] = torch.inf
-                chunk[:, 1] = -torch.inf
-            self._chunks.append(chunk)
-            # Cutting them off one by one takes as long as learning does.
+    def add(self, key: Key) -> None:
+        """Have a place for `key` that nothing was learned for."""
+        if len(self.keys) == _CHUNK * len(self._chunks):
+            self._grow(1)
+        self._at[key] = len(self.keys)
+        self.keys.append(key)
+
+    def of(self, key: Key) -> Tensor:
+        """Return what was learned for a key, (2, requests), to be updated in place."""
+        # Cutting them off one by one takes as long as learning does.
+        for chunk in self._chunks[len(self._places) // _CHUNK :]:
             self._places += chunk.unbind()
-        self._keys.append(key)
-        return self._places[len(self._keys) - 1]
+        return self._places[self._at[key]]
+
+    def take(self, keys: Sequence[Key], seen: Tensor) -> None:
+        """Widen what was learned for keys, in this order, by (keys, 2, requests)."""
+        with torch.no_grad():
+            if not self.keys:
+                self._grow(-(-len(keys) // _CHUNK)).view(-1, 2, self._requests)[: len(keys)] = seen
+                self._at = {key: place for place, key in enumerate(keys)}
+                self.keys += keys
+                return
+            for key, each in zip(keys, seen, strict=True):
+                if key not in self._at:
+                    self.add(key)
+                low, high = self.of(key)
+                low.copy_(torch.minimum(low, each[0]))
+                high.copy_(torch.maximum(high, each[1]))
+
+    def _grow(self, count: int) -> Tensor:
+        """Add chunks of places that nothing was learned for; return them, adjacent."""
+        shape = (count, _CHUNK, 2, self._requests)
+        # Made outside inference mode, a tensor can be updated inside and outside of it.
+        with torch.inference_mode(False):
+            chunks = torch.empty(shape, dtype=bounds_dtype(self._dtype), device=self._device)
+            chunks[:, :, 0] = torch.inf
+            chunks[:, :, 1] = -torch.inf
+            self._chunks += chunks.unbind()
+        return chunks
 
     def widened(self, scale: float) -> dict[Key, Tensor]:
         """Return bounds (2, requests), widened, for every key."""
         with torch.inference_mode(False), torch.no_grad():
             self._widened = [self._widen(chunk, scale) for chunk in self._chunks]
         found = (bounds for chunk in self._widened for bounds in chunk)
-        return dict(zip(self._keys, found, strict=False))
+        return dict(zip(self.keys, found, strict=False))
 
     def widen_again(self, scale: float) -> None:
         """Widen anew what :meth:`widened` returned, in place."""

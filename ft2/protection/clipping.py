@@ -41,12 +41,13 @@ class ClippingLane(Lane):
         self._otherwise = otherwise
         self._residents: dict[tuple[int, torch.device, torch.dtype], Resident] = {}
         self._resident: Resident
+        self._kind: tuple[torch.device, torch.dtype] | None = None
         self._restrict_at: Operation
         self._idle: list[int | None] = [None for _ in keys]
         # What the layers of the running forward use; compiled layers guard on what they read.
         self._addresses = self._idle
         self._is_clipping = False
-        self._learner: RequestBounds | None = None
+        self._learning: _Learning | None = None
         self._counts_later = False
         self._waiting: list[tuple[int, Tensor]] = []
 
@@ -64,10 +65,8 @@ class ClippingLane(Lane):
         kind = request.kind
         if kind is None or (live is not None and live.shape != (request.requests, 1)):
             return
-        place = (request.requests, *kind)
-        if place not in self._residents:
-            self._residents[place] = Resident(self._keys, *place)
-        self._resident = self._residents[place]
+        self._kind = kind
+        self._resident = self._resident_of(request, *kind)
         self._resident.hold(request, live)
         self.resume()
 
@@ -83,8 +82,12 @@ class ClippingLane(Lane):
         """
         self.end()
         self.is_direct = hears_nothing() and not self.wardrobe.is_for_compiled
-        # Where the tokens that a layer has must be looked at, the long way does.
-        self._learner = request if self.is_direct and real is None else None
+        # What the layers put out is known from the request before. Where the tokens that a layer
+        # has must be looked at, the long way does.
+        if self.is_direct and real is None and self._kind is not None and hears_no_operations():
+            resident = self._resident_of(request, *self._kind)
+            if resident.places:
+                self._learning = _Learning(self._keys, request, resident)
 
     def resume(self) -> None:
         """Clip to what the last :meth:`begin` was given, until :meth:`end`."""
@@ -104,7 +107,9 @@ class ClippingLane(Lane):
         """Clip nothing more until the next :meth:`begin`."""
         self._addresses = self._idle
         self._is_clipping = False
-        self._learner = None
+        if self._learning is not None:
+            self._learning.end()
+            self._learning = None
         self.is_direct = False
         self._waiting.clear()
 
@@ -113,9 +118,8 @@ class ClippingLane(Lane):
         if address is not None:
             self._restrict_at(output, address)
             return output
-        learner = self._learner
-        if learner is not None and output.dim() == 3 and output.shape[0] == learner.rows:
-            return learner.protect(self._keys[seat], output, None, None)
+        if self._learning is not None and self._learning.takes(seat, output):
+            return output
         return self._otherwise(self._keys[seat], output)
 
     def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
@@ -131,6 +135,14 @@ class ClippingLane(Lane):
             count_corrected(values, clipped, resident.live, resident.corrected)
         return clipped.view(output.shape)
 
+    def _resident_of(
+        self, request: RequestBounds, device: torch.device, dtype: torch.dtype
+    ) -> Resident:
+        place = (request.requests, device, dtype)
+        if place not in self._residents:
+            self._residents[place] = Resident(self._keys, *place)
+        return self._residents[place]
+
     def finish(self) -> None:
         if not self._waiting:
             return
@@ -142,3 +154,54 @@ class ClippingLane(Lane):
         outputs = [output for _, output in self._waiting]
         resident.count_outside(outputs, bounds, resident.corrected, resident.live)
         self._waiting.clear()
+
+
+class _Learning:
+    """Layers' outputs in one forward of a first token, recorded at addresses that stay.
+
+    Parameters
+    ----------
+    keys:
+        The layers' keys, in the order of their seats.
+    request:
+        What learns from them.
+    resident:
+        Where they are recorded; it must be native.
+    """
+
+    def __init__(self, keys: list[Key], request: RequestBounds, resident: Resident) -> None:
+        self._keys = keys
+        self._request = request
+        self._resident = resident
+        self._rows, self._dtype = request.rows, resident.dtype
+        self._device = resident.corrected.get_device()
+        self._record_at, self._places = resident.record_at, resident.places
+        self._ran: list[int] = []
+
+    def takes(self, seat: int, output: Tensor) -> bool:
+        """Record a layer's output and correct it in place, unless it is not what was expected."""
+        shape, rows = output.shape, self._rows
+        is_by_row = len(shape) == 3 and shape[0] == rows
+        is_flat = len(shape) == 2 and shape[0] % rows == 0
+        if (
+            not (is_by_row or is_flat)
+            or output.dtype is not self._dtype
+            or output.get_device() != self._device
+        ):
+            return False
+        # Not before it is needed: compiled layers, which never come here, use the request's own.
+        if not self._ran:
+            self._resident.learn(self._request)
+        self._record_at(output, self._places[seat])
+        self._ran.append(seat)
+        return True
+
+    def end(self) -> None:
+        """Let the request have what was recorded."""
+        seats = list(dict.fromkeys(self._ran))
+        if not seats:
+            return
+        seen = self._resident.bounds
+        if seats != list(range(len(self._keys))):
+            seen = torch.stack([seen[seat] for seat in seats])
+        self._request.take([self._keys[seat] for seat in seats], seen, self._dtype)

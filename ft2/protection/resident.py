@@ -1,7 +1,8 @@
 """Bounds and counters at addresses that stay, for native operations and compiled code.
 
 A CUDA graph reads and writes the addresses that it was recorded with. So the layers use the bounds
-and counters of one table, into which those of the running request are copied.
+and counters of one table, into which those of the running request are copied. On its first token
+it is what they learn into.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ft2.protection.bounds import Key, RequestBounds
 from ft2.protection.kernels import native_operations
 
 __all__ = ["Resident", "keep_address"]
+
+# No version of what a request has learned.
+_UNHELD = -1
 
 
 class Resident:
@@ -44,11 +48,12 @@ class Resident:
         bool (requests, 1), whose corrections are counted; None for a single request.
     late:
         The layers, by their places, that have learned nothing yet.
-    restrict_at, count_outside:
+    restrict_at, record_at, count_outside:
         The native operations, if there are any.
+    places:
+        Of each layer what the first two take; empty where there is nothing native.
     addresses:
-        Of each layer what that operation takes, None where nothing was learned; empty where there
-        is nothing native.
+        The same, None where nothing was learned.
     """
 
     def __init__(
@@ -58,11 +63,13 @@ class Resident:
         self.live: Tensor | None = None
         self.late: tuple[int, ...] = ()
         self.addresses: list[int | None] = []
+        self.places: list[int] = []
         self.restrict_at: Operation
+        self.record_at: Operation
         self.count_outside: Operation
         self._keys = keys
         self._owner: RequestBounds | None = None
-        self._version = -1
+        self._version = _UNHELD
         self._all_live = True
         limit = torch.finfo(dtype).max
         # Made outside inference mode, a tensor can be updated inside and outside of it.
@@ -80,11 +87,27 @@ class Resident:
         operations = native_operations(device, dtype)
         if operations is not None:
             self.restrict_at = operations.restrict_at
+            self.record_at = operations.record_at
             # Looked up here: compiled code would check each name on the way.
             self.count_outside = torch.ops.ft2.count_outside.default
             self._restrictions = [
                 RestrictionAt(bounds, self.corrected, self.live) for bounds in self.bounds.unbind()
             ]
+            self.places = [each.address for each in self._restrictions]
+
+    def learn(self, request: RequestBounds) -> None:
+        """Take the place of a request's counters, and of bounds that nothing was learned for.
+
+        What is recorded there is to be taken to the request before anything else is held.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            self._own(request)
+            self._version = _UNHELD
+            self.bounds[:, 0] = torch.inf
+            self.bounds[:, 1] = -torch.inf
+            if self.live is not None and not self._all_live:
+                self.live.fill_(True)
+                self._all_live = True
 
     def hold(self, request: RequestBounds, live: Tensor | None) -> None:
         """Take the place of a request's bounds and counters, until another one's are held.
@@ -108,22 +131,27 @@ class Resident:
                 self.live.copy_(live) if live is not None else self.live.fill_(True)
 
     def _load(self, request: RequestBounds) -> None:
-        device = self.corrected.device
-        if self._owner is not request:
-            if self._owner is not None:
-                self._owner.corrections.counters[device] = self.corrected.clone()
-            self.corrected.copy_(request.corrections.on(device))
-            request.corrections.counters[device] = self.corrected
+        self._own(request)
         learned = [request.widened(key) for key in self._keys]
         known = [self._unlearned if each is None else each for each in learned]
         torch.stack(known, out=self.bounds)
         self.late = tuple(place for place, each in enumerate(learned) if each is None)
-        if self._restrictions:
+        if self.places:
             self.addresses = [
-                None if each is None else restriction.address
-                for each, restriction in zip(learned, self._restrictions, strict=True)
+                None if each is None else place
+                for each, place in zip(learned, self.places, strict=True)
             ]
-        self._owner, self._version = request, request.version
+        self._version = request.version
+
+    def _own(self, request: RequestBounds) -> None:
+        if self._owner is request:
+            return
+        device = self.corrected.device
+        if self._owner is not None:
+            self._owner.corrections.counters[device] = self.corrected.clone()
+        self.corrected.copy_(request.corrections.on(device))
+        request.corrections.counters[device] = self.corrected
+        self._owner = request
 
 
 def keep_address(tensor: Any) -> None:

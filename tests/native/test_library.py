@@ -33,6 +33,7 @@ _CALLS = {
     "restrict_": (_VALUES, _BOUNDS, _counters()),
     "record_": (_VALUES, _BOUNDS, _counters(), torch.ones(2, 1, dtype=torch.bool)),
     "restrict_at": (_VALUES, _RESTRICTION.address),
+    "record_at": (_VALUES, _RESTRICTION.address),
     "count_outside": ([_VALUES, _VALUES], torch.stack([_BOUNDS, _BOUNDS]), _counters()),
     "check_bounds": ([_VALUES, _VALUES], torch.stack([_BOUNDS, _BOUNDS]), _flags()),
     "check_sums": ([_VALUES], [_VALUES.sum(-1)], _flags(), 4.0),

@@ -95,6 +95,15 @@ def check_recording(operations: Operations, device: torch.device, layer: Layer) 
     assert torch.equal(found_count.cpu(), count)
     outside = ~layer.inside
     assert torch.equal(bits(storage.cpu())[outside], bits(before)[outside]), "a neighbour changed"
+    if marks is None:
+        again = before.to(device)
+        view = again.as_strided(view.shape, view.stride(), view.storage_offset())
+        total, seen = torch.zeros_like(found_count), bounds.to(device)
+        recording = RestrictionAt(seen, total, None)
+        operations.record_at(view, recording.address)
+        assert torch.equal(bits(again), bits(storage))
+        assert torch.equal(bits(seen), bits(found_bounds))
+        assert torch.equal(total, found_count)
 
 
 def whole(values: Tensor, requests: int, marks: Tensor | None = None) -> Layer:
