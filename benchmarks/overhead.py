@@ -59,7 +59,7 @@ from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, Detectio
 
 _ALL = {**SHAPES, **NARROW}
 # Measured before the turns, which have one of each request.
-_FIRST_TOKENS = 5
+_FIRST_TOKENS = 12
 # Of each token: whether it is a request's first, and the seconds it took.
 Moment = tuple[bool, float]
 # What each variant took, turn by turn.
