@@ -1,3 +1,21 @@
-"""Plugins that the tests of this project use."""
+"""What all tests of this project have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+import torch
 
 pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fewest_checks() -> Generator[None, None, None]:
+    """Have compiled code check as little as in any version of torch, where Python lets it."""
+    name = "use_recursive_dict_tags_for_guards"
+    if not hasattr(torch._dynamo.config, name):
+        yield
+        return
+    with torch._dynamo.config.patch({name: True}):
+        yield

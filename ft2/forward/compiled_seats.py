@@ -18,7 +18,7 @@ from torch.compiler import assume_constant_result, is_compiling
 from torch.nn.modules import module as _modules
 
 from ft2.forward.baked import baked
-from ft2.forward.disguise import Disguise
+from ft2.forward.disguise import Disguise, show_class
 
 __all__ = ["Wardrobe"]
 
@@ -56,6 +56,8 @@ class _Hanger:
         self.eager = eager
         self.number = number
         self.compiled: Any = None
+        # What compiled code last saw.
+        self.shown: type | None = None
 
 
 class Wardrobe:
@@ -122,19 +124,21 @@ class Wardrobe:
         A module that wears something else, or has a forward or hooks of its own, keeps what it
         wears in eager mode: past the one, and before the others, no ``forward`` of a class comes.
         """
-        is_for_compiled = (
-            is_for_compiled and not self._graph["is_broken"] and not _modules._has_any_global_hook()
-        )
-        if is_for_compiled:
+        suits = not self._graph["is_broken"] and not _modules._has_any_global_hook()
+        if is_for_compiled and suits:
             for place, kind in enumerate(self._disguises):
                 # Kernels are put into a model by other forwards of its classes.
                 self._forwards[str(place)] = kind.forward
             if any(self._hooks) or not self.suits_compiled():
                 self._undress()
-        if is_for_compiled and not self.is_for_compiled:
-            self._dress()
-        elif self.is_for_compiled and not is_for_compiled:
+            if not self.is_for_compiled:
+                self._dress()
+                self._show()
+            return
+        if self.is_for_compiled:
             self._undress()
+        if is_for_compiled:
+            self._show()
 
     def suits_compiled(self) -> bool:
         """Whether no module was given a ``forward`` that goes past the one of its class."""
@@ -162,9 +166,17 @@ class Wardrobe:
         for hanger in self._changed:
             module = hanger.module()
             if module is not None and type(module) is hanger.compiled:
-                hanger.eager.put_on(module)
+                object.__setattr__(module, "__class__", hanger.eager.worn)
         for each in (self._changed, self._hooks, self._attributes):
             each.clear()
+
+    def _show(self) -> None:
+        """Have compiled code look at modules that wear something else than when it ran last."""
+        for hanger in self._hangers:
+            module = hanger.module()
+            if module is not None and type(module) is not hanger.shown:
+                hanger.shown = type(module)
+                show_class(module)
 
     def _class_for(self, hanger: _Hanger) -> type:
         kind: Any = hanger.eager.original

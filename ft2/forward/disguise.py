@@ -2,7 +2,7 @@
 
 The module's ``__class__`` is exchanged for a subclass made for it alone. ``torch.compile`` guards
 on a module's class, so code compiled before sees the change (a forward hook added after compiling
-is ignored, pytorch#117758); nothing is written into the module, so ``state_dict``, ``vars`` and
+is ignored, pytorch#117758); nothing stays written into the module, so ``state_dict``, ``vars`` and
 ``isinstance`` are as before; and copies and pickles are made of the class it really has.
 """
 
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-__all__ = ["Disguise", "undisguised"]
+__all__ = ["Disguise", "show_class", "undisguised"]
 
 
 class Disguise:
@@ -37,11 +37,26 @@ class Disguise:
     def put_on(self, module: nn.Module) -> None:
         # Past the module's own __setattr__, which looks for parameters.
         object.__setattr__(module, "__class__", self.worn)
+        show_class(module)
 
     def take_off(self, module: nn.Module) -> None:
         if type(module) is self.worn:
             object.__setattr__(module, "__class__", self.original)
+            show_class(module)
 
+
+def show_class(module: nn.Module) -> None:
+    """Have code that was compiled before look at the module's class, which was exchanged.
+
+    Where Python tells of changes of dictionaries (3.12), some versions of torch check nothing of a
+    module as long as none of its dictionaries changes (``use_recursive_dict_tags_for_guards``).
+    """
+    own = vars(module)
+    own[_CHANGED] = True
+    del own[_CHANGED]
+
+
+_CHANGED = "_ft2_changed_class"
 
 _ORIGINALS: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 
