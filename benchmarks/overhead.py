@@ -1,15 +1,14 @@
 """What protection and detection cost a model that generates: ratios to the model alone.
 
-Run it from the project's root: ``python benchmarks/overhead.py [--device cuda] [--compiled]``. Each
-variant of a model has a process of its own, as it would have where it serves: in one process the
-first model that is built lies better in memory than the others, which alone makes 2 % of a compiled
-token. They take turns of a few tokens, in an order that is drawn anew each time, and each token is
-waited for, as in ``generate``; the first of a turn is not counted. Weights are random, since time
-does not depend on them. A variant's time is its median first token plus its median later token
-times their number. The interval is of the ratio of later tokens' medians, by resampling turns: it
-tells how far the machine's unrest moves it. Beside it stand the ratios of first deciles, where a
-shared machine was quiet: of later tokens, and of a first one and the later ones. A device has to
-hold the weights once for each variant.
+Run it from the project's root: ``python benchmarks/overhead.py [--device cuda] [--compiled]``. The
+variants of a model are module objects of their own over the same weights, each with its protection
+attached once. In one process they take turns of a few tokens, in an order that is drawn anew each
+time, and each token is waited for, as in ``generate``. Weights are random, since time does not
+depend on them. A variant's time is its median first token plus its median later token times their
+number. The interval is of the ratio of later tokens' medians, by resampling turns: it tells how far
+the machine's unrest moves it. Beside it stand the ratios of first deciles, where a shared machine
+was quiet: of later tokens, and of a first one and the later ones. Each model has a process: all are
+built and compiled at once, then measured one after the other on each device.
 
 alone
     The model as it is.
@@ -30,6 +29,7 @@ checksums
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import itertools
 import json
@@ -70,6 +70,12 @@ def _build(shape: dict[str, Any], device: str) -> Any:
     dtype = torch.float32 if device == "cpu" else torch.float16
     with torch.device(device):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=dtype).eval()
+
+
+def _twin(model: Any) -> Any:
+    """Another module object over the same weights."""
+    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def _critical(model: nn.Module) -> list[ft2.Projection]:
@@ -222,120 +228,148 @@ class _Decoder:
 _FAILED = object()
 
 
+class _Contest:
+    """The variants of one model, taking turns.
+
+    Parameters
+    ----------
+    model:
+        The model.
+    arguments:
+        The command line's.
+    batch, new_tokens:
+        Rows of a request, and tokens that are computed for each.
+    """
+
+    def __init__(
+        self, model: Any, arguments: argparse.Namespace, batch: int, new_tokens: int
+    ) -> None:
+        self._arguments = arguments
+        self._draw = random.Random(0)
+        prompt = torch.randint(5, 500, (batch, PROMPT), device=model.device)
+        self._decoders = {}
+        for name in arguments.variants:
+            twin = _twin(model)
+            VARIANTS[name](twin)
+            settings = (new_tokens, arguments.compiled, name not in ("alone", "again", "paper"))
+            self._decoders[name] = _Decoder(twin, prompt, *settings)
+        # What is compiled, or captured, is so within the first request.
+        self._warm_up = -(-new_tokens // arguments.turn) if arguments.compiled else 2
+
+    def warm_up(self) -> None:
+        self._take_turns(self._warm_up)
+
+    def measure(self) -> Turns:
+        turns: Turns = {name: [] for name in self._decoders}
+        for _ in range(_FIRST_TOKENS):
+            for name in self._drawn():
+                self._decoders[name].start_over()
+                turns[name].append([self._decoders[name].decode()])
+        for name, taken in self._take_turns(self._arguments.turns).items():
+            turns[name] += taken
+        return turns
+
+    def _take_turns(self, number: int) -> Turns:
+        turns: Turns = {name: [] for name in self._decoders}
+        for _ in range(number):
+            for name in self._drawn():
+                decode = self._decoders[name].decode
+                turns[name].append([decode() for _ in range(self._arguments.turn)])
+        return turns
+
+    def _drawn(self) -> list[str]:
+        return self._draw.sample(list(self._decoders), len(self._decoders))
+
+
 def _compete(
-    connection: Connection, arguments: argparse.Namespace, title: str, variant: str
+    connection: Connection, arguments: argparse.Namespace, title: str, device: str
 ) -> None:
-    """Compute tokens of one variant of a model whenever told to; a process of its own."""
+    """Measure one model whenever told to; a process of its own."""
     torch.set_num_threads(1)
     native.load()
     with torch.no_grad():
-        model = _build(_ALL[title], arguments.device)
-        VARIANTS[variant](model)
+        model = _build(_ALL[title], device)
         for batch, new_tokens in itertools.product(arguments.batch, arguments.new_tokens):
-            prompt = torch.randint(5, 500, (batch, PROMPT), device=model.device)
-            is_announced = variant not in ("alone", "again", "paper")
-            decoder = _Decoder(model, prompt, new_tokens, arguments.compiled, is_announced)
-            # What is compiled, or captured, is so within the first request.
-            for _ in range(new_tokens + 2 if arguments.compiled else 10):
-                decoder.decode()
+            contest = _Contest(model, arguments, batch, new_tokens)
+            contest.warm_up()
             connection.send(None)
-            while (starts_over := connection.recv()) is not None:
-                # Which finds the caches full of what others have left there.
-                decoder.decode()
-                if starts_over:
-                    decoder.start_over()
-                tokens = 1 if starts_over else arguments.turn
-                connection.send([decoder.decode() for _ in range(tokens)])
-            del decoder
+            connection.recv()
+            connection.send(contest.measure())
+            del contest
             if model.device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
 class _Competitor:
-    """A process that computes tokens of one variant of a model.
+    """A process that measures one model.
 
     Attributes
     ----------
-    variant:
-        Which one.
+    title, device:
+        The model and where it is.
     connection:
         To the process.
     """
 
-    def __init__(self, arguments: argparse.Namespace, title: str, variant: str) -> None:
-        self.variant = variant
+    def __init__(self, arguments: argparse.Namespace, title: str, device: str) -> None:
+        self.title = title
+        self.device = device
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        values = (theirs, arguments, title, variant)
+        values = (theirs, arguments, title, device)
         self._process = context.Process(target=_compete, args=values, daemon=True)
         self._process.start()
         theirs.close()
 
-    def take_turn(self, starts_over: bool) -> list[Moment]:
-        """Compute a first token, or some tokens of the request that was left."""
-        self.connection.send(starts_over)
-        moments: list[Moment] = self.connection.recv()
-        return moments
+    def measure(self) -> None:
+        self.connection.send(None)
 
     def hear(self) -> Any:
         """What the process sends, or that it failed."""
         try:
             return self.connection.recv()
         except EOFError:
+            print(f"{self.title} failed and is left out", file=sys.stderr)
             return _FAILED
-
-    def leave_off(self) -> None:
-        """Go on to another number of rows and tokens, if there is one."""
-        self.connection.send(None)
 
     def end(self) -> None:
         self._process.terminate()
         self._process.join()
 
 
-def _ready(title: str, competitors: list[_Competitor], seconds: float) -> list[_Competitor]:
+def _ready(competitors: list[_Competitor], seconds: float) -> list[_Competitor]:
     """Those that have built all they need in time; the others are ended, with a word."""
     waiting = {each.connection: each for each in competitors}
-    until = time.monotonic() + seconds
+    ready, until = [], time.monotonic() + seconds
     while waiting and (heard := wait(list(waiting), until - time.monotonic())):
         for connection in heard:
             competitor = waiting.pop(connection)  # type: ignore[call-overload]
-            if competitor.hear() is _FAILED:
-                print(f"{title}, {competitor.variant}: failed and is left out", file=sys.stderr)
-                competitors.remove(competitor)
+            if competitor.hear() is not _FAILED:
+                ready.append(competitor)
     for late in waiting.values():
-        print(f"{title}, {late.variant}: not ready within {seconds:.0f} s", file=sys.stderr)
-        competitors.remove(late)
+        print(f"{late.title} was not ready within {seconds:.0f} s", file=sys.stderr)
         late.end()
-    return competitors
+    return ready
 
 
-def _contest(competitors: list[_Competitor], turns: int) -> Turns:
-    """What each took, while they take turns in an order that is drawn anew each time."""
-    draw = random.Random(0)
-    taken: Turns = {each.variant: [] for each in competitors}
-    for starts_over in [True] * _FIRST_TOKENS + [False] * turns:
-        for each in draw.sample(competitors, len(competitors)):
-            taken[each.variant].append(each.take_turn(starts_over))
-    return taken
-
-
-def _measured(
-    arguments: argparse.Namespace,
-) -> Iterator[tuple[int, int, str, Turns]]:
-    """Rows, new tokens, model, and what each of its variants took."""
-    for title in arguments.shapes:
-        all_of_it = [_Competitor(arguments, title, each) for each in arguments.variants]
-        competitors = list(all_of_it)
-        for batch, new_tokens in itertools.product(arguments.batch, arguments.new_tokens):
-            competitors = _ready(title, competitors, arguments.ready_within)
-            if "alone" not in [each.variant for each in competitors]:
-                break
-            yield batch, new_tokens, title, _contest(competitors, arguments.turns)
-            for each in competitors:
-                each.leave_off()
-        for each in all_of_it:
-            each.end()
+def _measured(competitors: list[_Competitor]) -> Iterator[tuple[str, Turns]]:
+    """What each measures, one at a time on each device."""
+    queues: dict[str, list[_Competitor]] = {}
+    for each in competitors:
+        queues.setdefault(each.device, []).append(each)
+    running = {queue[0].connection: queue for queue in queues.values()}
+    for queue in running.values():
+        queue[0].measure()
+    while running:
+        for connection in wait(list(running)):
+            queue = running.pop(connection)  # type: ignore[call-overload]
+            competitor = queue.pop(0)
+            turns = competitor.hear()
+            if queue:
+                queue[0].measure()
+                running[queue[0].connection] = queue
+            if turns is not _FAILED:
+                yield competitor.title, turns
 
 
 @dataclass(frozen=True)
@@ -427,27 +461,35 @@ def main() -> None:
     if "alone" not in arguments.variants:
         parser.error("--variants needs alone, which the others are compared with")
     print(native.load(), file=sys.stderr)
+    devices = ["cpu"]
+    if arguments.device == "cuda":
+        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     headers = (
         *("shape", "variant", "first token, ms", "later token, ms", "all, ms", "over alone"),
         *("later tokens over alone", "first decile, ms", "over alone", "all, by first deciles"),
     )
-    results: dict[tuple[int, int], dict[str, Turns]] = {}
-    # Each as soon as it is there: a later one may never be.
-    for batch, new_tokens, title, turns in _measured(arguments):
+    competitors = [
+        _Competitor(arguments, title, device)
+        for title, device in zip(arguments.shapes, itertools.cycle(devices), strict=False)
+    ]
+    seconds = []
+    for batch, new_tokens in itertools.product(arguments.batch, arguments.new_tokens):
+        competitors = _ready(competitors, arguments.ready_within)
         print(f"{batch} rows, {new_tokens} new tokens")
-        print(tabulate(_rows(title, turns, new_tokens), headers, floatfmt=".2f"), flush=True)
-        results.setdefault((batch, new_tokens), {})[title] = turns
-        if arguments.json:
-            seconds = [
-                {"batch": rows, "new_tokens": tokens, "seconds": each}
-                for (rows, tokens), each in results.items()
-            ]
-            with open(arguments.json, "w", encoding="utf-8") as file:
-                json.dump({"arguments": vars(arguments), "results": seconds}, file)
-    for (batch, new_tokens), each in results.items():
+        results: dict[str, Turns] = {}
+        seconds.append({"batch": batch, "new_tokens": new_tokens, "seconds": results})
+        # Each as soon as it is there: a later one may never be.
+        for title, turns in _measured(competitors):
+            results[title] = turns
+            rows = _rows(title, turns, new_tokens)
+            print(tabulate(rows, headers, floatfmt=".2f"), flush=True)
+            if arguments.json:
+                with open(arguments.json, "w", encoding="utf-8") as file:
+                    json.dump({"arguments": vars(arguments), "results": seconds}, file)
         columns = ("all shapes", "mean", "worst", "by first deciles", "worst")
-        print(f"{batch} rows, {new_tokens} new tokens")
-        print(tabulate(_means(each, new_tokens), columns), flush=True)
+        print(tabulate(_means(results, new_tokens), columns), flush=True)
+    for each in competitors:
+        each.end()
 
 
 if __name__ == "__main__":
