@@ -254,10 +254,13 @@ class _Contest:
             settings = (new_tokens, arguments.compiled, name not in ("alone", "again", "paper"))
             self._decoders[name] = _Decoder(twin, prompt, *settings)
         # What is compiled, or captured, is so within the first request.
-        self._warm_up = -(-new_tokens // arguments.turn) if arguments.compiled else 2
+        self._warm_up = new_tokens + 2 if arguments.compiled else 2 * arguments.turn
 
     def warm_up(self) -> None:
-        self._take_turns(self._warm_up)
+        # One after the other: compiled by turns, the first was 2 % faster than the same once more.
+        for decoder in self._decoders.values():
+            for _ in range(self._warm_up):
+                decoder.decode()
 
     def measure(self) -> Turns:
         turns: Turns = {name: [] for name in self._decoders}
