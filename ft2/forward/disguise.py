@@ -52,8 +52,10 @@ def show_class(module: nn.Module) -> None:
     module as long as none of its dictionaries changes (``use_recursive_dict_tags_for_guards``).
     """
     own = vars(module)
-    own[_CHANGED] = True
-    del own[_CHANGED]
+    # Python 3.13.0 tells of no change of an object's own (cpython#125608).
+    for each in (own, own.get("_parameters", own)):
+        each[_CHANGED] = None
+        del each[_CHANGED]
 
 
 _CHANGED = "_ft2_changed_class"

@@ -224,9 +224,19 @@ class RequestBounds:
         dtype:
             Of the outputs.
         """
-        table = self._table(seen.device, dtype)
-        table.take(keys, seen)
-        self._learned |= dict.fromkeys(keys, table)
+        if not self._learned:
+            table = self._table(seen.device, dtype)
+            table.take(keys, seen)
+            self._learned = dict.fromkeys(keys, table)
+            return
+        for key, (lowest, highest) in zip(keys, seen, strict=True):
+            # A layer whose outputs come in several types has one place.
+            if key not in self._learned:
+                self._learned[key] = self._table(seen.device, dtype)
+                self._learned[key].add(key)
+            low, high = self._learned[key].of(key)
+            low.copy_(torch.minimum(low, lowest.to(low)))
+            high.copy_(torch.maximum(high, highest.to(high)))
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> _Table:
         if (device, dtype) not in self._tables:
@@ -298,7 +308,7 @@ class _Table:
     def add(self, key: Key) -> None:
         """Have a place for `key` that nothing was learned for."""
         if len(self.keys) == _CHUNK * len(self._chunks):
-            self._grow(1)
+            self._chunks += self._nothing_learned(1).unbind()
         self._at[key] = len(self.keys)
         self.keys.append(key)
 
@@ -310,29 +320,24 @@ class _Table:
         return self._places[self._at[key]]
 
     def take(self, keys: Sequence[Key], seen: Tensor) -> None:
-        """Widen what was learned for keys, in this order, by (keys, 2, requests)."""
-        with torch.no_grad():
-            if not self.keys:
-                self._grow(-(-len(keys) // _CHUNK)).view(-1, 2, self._requests)[: len(keys)] = seen
-                self._at = {key: place for place, key in enumerate(keys)}
-                self.keys += keys
-                return
-            for key, each in zip(keys, seen, strict=True):
-                if key not in self._at:
-                    self.add(key)
-                low, high = self.of(key)
-                low.copy_(torch.minimum(low, each[0]))
-                high.copy_(torch.maximum(high, each[1]))
+        """Have places for keys, in this order, that (keys, 2, requests) was learned for.
 
-    def _grow(self, count: int) -> Tensor:
-        """Add chunks of places that nothing was learned for; return them, adjacent."""
+        There must be none yet.
+        """
+        chunks = self._nothing_learned(-(-len(keys) // _CHUNK))
+        chunks.view(-1, 2, self._requests)[: len(keys)] = seen
+        self._chunks = list(chunks.unbind())
+        self._at = {key: place for place, key in enumerate(keys)}
+        self.keys = list(keys)
+
+    def _nothing_learned(self, count: int) -> Tensor:
+        """Return so many chunks, adjacent, of places that nothing was learned for."""
         shape = (count, _CHUNK, 2, self._requests)
         # Made outside inference mode, a tensor can be updated inside and outside of it.
         with torch.inference_mode(False):
             chunks = torch.empty(shape, dtype=bounds_dtype(self._dtype), device=self._device)
             chunks[:, :, 0] = torch.inf
             chunks[:, :, 1] = -torch.inf
-            self._chunks += chunks.unbind()
         return chunks
 
     def widened(self, scale: float) -> dict[Key, Tensor]:

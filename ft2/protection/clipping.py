@@ -84,8 +84,9 @@ class ClippingLane(Lane):
         self.is_direct = hears_nothing() and not self.wardrobe.is_for_compiled
         # What the layers put out is known from the request before. Where the tokens that a layer
         # has must be looked at, the long way does.
-        if self.is_direct and real is None and self._kind is not None and hears_no_operations():
-            resident = self._resident_of(request, *self._kind)
+        kind = None if real is not None or request.settled else self._kind
+        if self.is_direct and kind is not None and hears_no_operations():
+            resident = self._resident_of(request, *kind)
             if resident.places:
                 self._learning = _Learning(self._keys, request, resident)
 
@@ -107,15 +108,16 @@ class ClippingLane(Lane):
         """Clip nothing more until the next :meth:`begin`."""
         self._addresses = self._idle
         self._is_clipping = False
-        if self._learning is not None:
-            self._learning.end()
-            self._learning = None
         self.is_direct = False
         self._waiting.clear()
+        learning, self._learning = self._learning, None
+        if learning is not None:
+            learning.end()
 
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
         address = self._addresses[seat]
-        if address is not None:
+        # Gradients can be turned on within a forward that began without them.
+        if address is not None and not output.requires_grad:
             self._restrict_at(output, address)
             return output
         if self._learning is not None and self._learning.takes(seat, output):
@@ -187,6 +189,7 @@ class _Learning:
             not (is_by_row or is_flat)
             or output.dtype is not self._dtype
             or output.get_device() != self._device
+            or output.requires_grad
         ):
             return False
         # Not before it is needed: compiled layers, which never come here, use the request's own.

@@ -119,7 +119,7 @@ class Resident:
         live:
             bool (requests, 1), to be copied; None when all count.
         """
-        is_held = self._owner is request and self._version == request.version
+        is_held = self._version == request.version and self._is_owned_by(request)
         # Nearly all steps end here.
         if is_held and live is None and self._all_live:
             return
@@ -144,14 +144,19 @@ class Resident:
         self._version = request.version
 
     def _own(self, request: RequestBounds) -> None:
-        if self._owner is request:
+        if self._is_owned_by(request):
             return
         device = self.corrected.device
-        if self._owner is not None:
+        if self._owner is not None and self._is_owned_by(self._owner):
             self._owner.corrections.counters[device] = self.corrected.clone()
         self.corrected.copy_(request.corrections.on(device))
         request.corrections.counters[device] = self.corrected
         self._owner = request
+
+    def _is_owned_by(self, request: RequestBounds) -> bool:
+        # Where a request's outputs come in several types, the counter can be another's by now.
+        counter = request.corrections.counters.get(self.corrected.device)
+        return self._owner is request and counter is self.corrected
 
 
 def keep_address(tensor: Any) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import DynamicCache
 
 import ft2
 from ft2 import Protection, native
+from ft2.protection import kernels
 from tests.protection.watch import generate, learned, prompts, watching
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
@@ -136,3 +139,128 @@ def test_requests_that_take_turns_learn_and_count_for_themselves() -> None:
     assert sum(both_counts) > 0
     for mixed, alone in zip((both[::2], both[1::2]), (first, second), strict=True):
         assert torch.equal(torch.stack(mixed), torch.stack(alone))
+
+
+_Told = Callable[[Protection, Any], Any]
+
+
+def _on_both_paths(monkeypatch: pytest.MonkeyPatch, told: _Told, **changes: Any) -> list[Any]:
+    """What is told of a model whose protection has had one request: native, and plain torch."""
+    found = []
+    for is_plain in (False, True):
+        with monkeypatch.context() as patched:
+            if is_plain:
+                patched.setattr(kernels, "_native_for", lambda device: None)
+            model = tiny_model(**changes)
+            with ft2.protect(model, scale=1.0) as protection, torch.no_grad():
+                generate(model, prompts(1, seed=5), max_new_tokens=3)
+                found.append(told(protection, model))
+    return found
+
+
+def _alike(one: Any, other: Any) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def _spoiling(number: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def spoil(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[0, -1, :number] = torch.nan
+        return output
+
+    return spoil
+
+
+def test_a_prompt_in_two_types_is_learned_from_and_counted_in_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = prompts(1, tokens=12, seed=11)
+
+    def told(protection: Protection, model: Any) -> Any:
+        up, cache = model.get_submodule(UP), DynamicCache()
+        with up.register_forward_hook(_spoiling(3)):
+            model(ids[:, :10], past_key_values=cache)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            generate(model, prompts(1, seed=6), max_new_tokens=3)
+            with up.register_forward_hook(_spoiling(5)):
+                model(ids[:, 10:], past_key_values=cache)
+        both, before = _all_learned(protection, model), protection.counts
+        logits = [model(ids[:, :1], past_key_values=cache).logits for _ in range(3)]
+        generate(model, prompts(1, seed=5), max_new_tokens=3)
+        return both, torch.stack(logits), before, protection.counts
+
+    fast, plain = _on_both_paths(monkeypatch, told)
+    _alike(fast, plain)
+    assert fast[2][1] == 8
+    assert fast[3][1] >= 8
+
+
+def test_a_layer_that_runs_twice_in_two_types_learns_from_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told(protection: Protection, model: Any) -> Any:
+        mlp = model.model.layers[0].mlp
+        once = mlp.forward
+
+        def twice(hidden: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                once(3 * hidden)
+            return once(hidden)
+
+        mlp.forward = twice
+        generate(model, prompts(1, seed=1), max_new_tokens=3)
+        return _all_learned(protection, model), protection.counts
+
+    _alike(*_on_both_paths(monkeypatch, told))
+
+
+@pytest.mark.parametrize("tokens", [9, 1])
+def test_gradients_that_are_recorded_within_a_forward_are_those_of_what_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    def told(protection: Protection, model: Any) -> Any:
+        mlp = model.model.layers[1].mlp
+        mlp.up_proj.weight[0] = 30000
+        plain_forward = mlp.forward
+        gradients: list[Tensor] = []
+
+        def forward(hidden: Tensor) -> Tensor:
+            with torch.enable_grad():
+                hidden = hidden.detach().requires_grad_()
+                gradients.extend(torch.autograd.grad(mlp.up_proj(hidden).sum(), hidden))
+            return plain_forward(hidden.detach())
+
+        cache = DynamicCache()
+        if tokens == 1:
+            model(prompts(1, seed=2), past_key_values=cache)
+        mlp.forward = forward
+        model(prompts(1, tokens), past_key_values=cache)
+        return gradients, protection.counts
+
+    fast, plain = _on_both_paths(monkeypatch, told, dtype=torch.float16)
+    _alike(fast, plain)
+    # Where a value was replaced no gradient goes through.
+    assert not (fast[0][0].abs() == 30000).all()
+
+
+def test_an_interruption_at_the_end_of_a_prompt_leaves_nothing_to_the_next_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model()
+    ids, others = prompts(1), prompts(1, seed=7)
+    with ft2.protect(model, scale=1.0) as clean:
+        generate(model, others)
+        expected, bounds = clean.counts, _all_learned(clean, model)
+    with ft2.protect(model, scale=1.0) as protection:
+        generate(model, others)
+        with monkeypatch.context() as patched:
+
+            def interrupt(*args: Any) -> None:
+                raise KeyboardInterrupt
+
+            patched.setattr("ft2.protection.bounds.RequestBounds.take", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                generate(model, ids)
+        generate(model, others)
+        assert torch.equal(_all_learned(protection, model), bounds)
+    assert protection.counts == [*expected, 0, *expected]
