@@ -7,7 +7,7 @@ from ft2.forward.call import Call, Forward, Listener
 from ft2.forward.clock import Clock, request
 from ft2.forward.lane import Lane, hears_nothing, takes_a_seat
 from ft2.forward.review import Reviewer
-from ft2.forward.rows import by_row, fit_tokens
+from ft2.forward.rows import by_row, fit_tokens, holds_rows
 from ft2.forward.sparing import sparable
 from ft2.forward.tap import Order, Tap, tap, tap_in_lane
 from ft2.forward.trail import Vectors
@@ -36,6 +36,7 @@ __all__ = [
     "copied",
     "fit_tokens",
     "hears_nothing",
+    "holds_rows",
     "records_gradients",
     "request",
     "rows_written_elsewhere",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ft2.forward.call import Forward
 
-__all__ = ["by_row", "fit_tokens"]
+__all__ = ["by_row", "fit_tokens", "holds_rows"]
 
 
 def by_row(output: Tensor, forward: Forward) -> Tensor:
@@ -23,14 +23,19 @@ def by_row(output: Tensor, forward: Forward) -> Tensor:
     """
     if output.dim() == 3 and output.shape[0] == forward.rows:
         return output
-    is_by_row = output.dim() > 3 and output.shape[0] == forward.rows
-    is_flat = output.dim() == 2 and output.shape[0] % forward.rows == 0
-    if is_by_row or is_flat:
+    if holds_rows(output, forward.rows):
         return output.view(forward.rows, -1, output.shape[-1])
     raise RuntimeError(
         f"ft2 cannot tell the rows of a layer's output of shape {tuple(output.shape)} in a "
         f"forward over {forward.rows} rows of {forward.tokens} tokens"
     )
+
+
+def holds_rows(output: Tensor, rows: int) -> bool:
+    """Whether :func:`by_row` can tell the rows of a layer's output."""
+    if output.dim() == 2:
+        return output.shape[0] % rows == 0
+    return output.dim() > 2 and output.shape[0] == rows
 
 
 def fit_tokens(mask: Tensor, tokens: int) -> Tensor:

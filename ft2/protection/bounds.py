@@ -207,10 +207,7 @@ class RequestBounds:
         if bounds is not None:
             return self.correction.restrict(output, live, bounds, corrected)
         # A layer that the prompt did not run learns on the step that first runs it.
-        if key not in self._learned:
-            self._learned[key] = self._table(output.device, output.dtype)
-            self._learned[key].add(key)
-        return learn(output, real, self._learned[key].of(key), corrected)
+        return learn(output, real, self._of(key, output.device, output.dtype), corrected)
 
     def take(self, keys: Sequence[Key], seen: Tensor, dtype: torch.dtype) -> None:
         """Learn what was recorded of layers' outputs.
@@ -230,13 +227,19 @@ class RequestBounds:
             self._learned = dict.fromkeys(keys, table)
             return
         for key, (lowest, highest) in zip(keys, seen, strict=True):
-            # A layer whose outputs come in several types has one place.
-            if key not in self._learned:
-                self._learned[key] = self._table(seen.device, dtype)
-                self._learned[key].add(key)
-            low, high = self._learned[key].of(key)
+            low, high = self._of(key, seen.device, dtype)
             low.copy_(torch.minimum(low, lowest.to(low)))
             high.copy_(torch.maximum(high, highest.to(high)))
+
+    def _of(self, key: Key, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return what a layer has learned, (2, requests), to be updated in place.
+
+        A layer whose outputs come in several types has one place, of the type that came first.
+        """
+        if key not in self._learned:
+            self._learned[key] = self._table(device, dtype)
+            self._learned[key].add(key)
+        return self._learned[key].of(key)
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> _Table:
         if (device, dtype) not in self._tables:

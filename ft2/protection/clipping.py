@@ -18,6 +18,7 @@ from ft2.native import Operation
 from ft2.native.direct import hears_no_operations
 from ft2.protection.arithmetic import clip, count_corrected
 from ft2.protection.bounds import Key, RequestBounds
+from ft2.protection.learning import Learning
 from ft2.protection.resident import Resident
 
 __all__ = ["ClippingLane"]
@@ -47,7 +48,7 @@ class ClippingLane(Lane):
         # What the layers of the running forward use; compiled layers guard on what they read.
         self._addresses = self._idle
         self._is_clipping = False
-        self._learning: _Learning | None = None
+        self._learning: Learning | None = None
         self._counts_later = False
         self._waiting: list[tuple[int, Tensor]] = []
 
@@ -88,7 +89,7 @@ class ClippingLane(Lane):
         if self.is_direct and kind is not None and hears_no_operations():
             resident = self._resident_of(request, *kind)
             if resident.places:
-                self._learning = _Learning(self._keys, request, resident)
+                self._learning = Learning(self._keys, request, resident)
 
     def resume(self) -> None:
         """Clip to what the last :meth:`begin` was given, until :meth:`end`."""
@@ -137,14 +138,6 @@ class ClippingLane(Lane):
             count_corrected(values, clipped, resident.live, resident.corrected)
         return clipped.view(output.shape)
 
-    def _resident_of(
-        self, request: RequestBounds, device: torch.device, dtype: torch.dtype
-    ) -> Resident:
-        place = (request.requests, device, dtype)
-        if place not in self._residents:
-            self._residents[place] = Resident(self._keys, *place)
-        return self._residents[place]
-
     def finish(self) -> None:
         if not self._waiting:
             return
@@ -157,54 +150,10 @@ class ClippingLane(Lane):
         resident.count_outside(outputs, bounds, resident.corrected, resident.live)
         self._waiting.clear()
 
-
-class _Learning:
-    """Layers' outputs in one forward of a first token, recorded at addresses that stay.
-
-    Parameters
-    ----------
-    keys:
-        The layers' keys, in the order of their seats.
-    request:
-        What learns from them.
-    resident:
-        Where they are recorded; it must be native.
-    """
-
-    def __init__(self, keys: list[Key], request: RequestBounds, resident: Resident) -> None:
-        self._keys = keys
-        self._request = request
-        self._resident = resident
-        self._rows, self._dtype = request.rows, resident.dtype
-        self._device = resident.corrected.get_device()
-        self._record_at, self._places = resident.record_at, resident.places
-        self._ran: list[int] = []
-
-    def takes(self, seat: int, output: Tensor) -> bool:
-        """Record a layer's output and correct it in place, unless it is not what was expected."""
-        shape, rows = output.shape, self._rows
-        is_by_row = len(shape) == 3 and shape[0] == rows
-        is_flat = len(shape) == 2 and shape[0] % rows == 0
-        if (
-            not (is_by_row or is_flat)
-            or output.dtype is not self._dtype
-            or output.get_device() != self._device
-            or output.requires_grad
-        ):
-            return False
-        # Not before it is needed: compiled layers, which never come here, use the request's own.
-        if not self._ran:
-            self._resident.learn(self._request)
-        self._record_at(output, self._places[seat])
-        self._ran.append(seat)
-        return True
-
-    def end(self) -> None:
-        """Let the request have what was recorded."""
-        seats = list(dict.fromkeys(self._ran))
-        if not seats:
-            return
-        seen = self._resident.bounds
-        if seats != list(range(len(self._keys))):
-            seen = torch.stack([seen[seat] for seat in seats])
-        self._request.take([self._keys[seat] for seat in seats], seen, self._dtype)
+    def _resident_of(
+        self, request: RequestBounds, device: torch.device, dtype: torch.dtype
+    ) -> Resident:
+        place = (request.requests, device, dtype)
+        if place not in self._residents:
+            self._residents[place] = Resident(self._keys, *place)
+        return self._residents[place]
