@@ -28,18 +28,20 @@ LOST_DEVICE = (
 
 
 @pytest.mark.parametrize(
-    ("scheduling", "event"),
-    [("worksteal", "os._exit(0)"), ("load", LOST_DEVICE)],
+    ("scheduling", "event", "seed"),
+    # Two trials end their workers, the first of them among others; one, behind and before SDCs.
+    [("worksteal", "os._exit(0)", 2), ("load", LOST_DEVICE, 10)],
 )
 def test_a_trial_that_ends_its_worker_is_a_due_and_the_others_run_elsewhere(
-    project: Project, scheduling: str, event: str
+    project: Project, scheduling: str, event: str, seed: int
 ) -> None:
+    arguments = (*CRASHING, f"--ft2-seed={seed}")
     write_crash(project, "pass", "(100)")
-    project.run(*CRASHING)
+    project.run(*arguments)
     expected = [trial["outcome"] for trial in project.json()["campaigns"][0]["trials"]]
     # Of wrong answers only those whose first token is right are the event.
     write_crash(project, event, "(100, due_budget=100)")
-    result = project.run_apart("-n2", f"--dist={scheduling}", *CRASHING)
+    result = project.run_apart("-n2", f"--dist={scheduling}", *arguments)
     campaign = project.json()["campaigns"][0]
     outcomes = [trial["outcome"] for trial in campaign["trials"]]
     assert "due" in outcomes
@@ -102,16 +104,16 @@ BatchEngine.run = lose
 """
 
 
-@pytest.mark.parametrize("event", ["os._exit(0)", LOST_DEVICE])
+@pytest.mark.parametrize(("workers", "event"), [("-n1", "os._exit(0)"), ("-n2", LOST_DEVICE)])
 def test_trials_whose_batch_ends_its_worker_run_one_by_one_elsewhere(
-    project: Project, event: str
+    project: Project, workers: str, event: str
 ) -> None:
     write_crash(project, "pass", "(100)")
     project.run(*CRASHING)
     expected = project.json()["campaigns"][0]["trials"]
     conftest = project.path / "conftest.py"
     conftest.write_text(conftest.read_text() + LOSING_BATCHES.replace("EVENT", event))
-    result = project.run_apart("-n2", *CRASHING, "-o", "ft2_batch=8")
+    result = project.run_apart(workers, *CRASHING, "-o", "ft2_batch=8")
     assert result.ret == pytest.ExitCode.OK
     campaign = project.json()["campaigns"][0]
     assert campaign["verdict"] == "pass", campaign["reason"]
@@ -140,7 +142,7 @@ def test_trials_whose_batch_ends_a_worker_that_is_not_replaced_are_lost(project:
 
 def test_trials_that_end_their_workers_are_held_against_their_budget(project: Project) -> None:
     write_crash(project, "os._exit(0)", "(100, due_budget=1)")
-    result = project.run_apart("-n1", *CRASHING)
+    result = project.run_apart("-n1", *CRASHING, "--ft2-seed=2")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     campaign = project.json()["campaigns"][0]
     assert campaign["verdict"] == "fail"

@@ -668,7 +668,7 @@ import os
 import torch
 
 @pytest.fixture(scope="session", autouse=True)
-def threads():
+def threads(model):
     torch.set_num_threads(1 + int(os.environ["PYTEST_XDIST_WORKER"][2:]))
 
 @GATE

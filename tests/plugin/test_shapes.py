@@ -105,7 +105,8 @@ def test_models_chosen_by_indirect_parameters_are_gates_of_their_own(project: Pr
     conftest = project.path / "conftest.py"
     text = conftest.read_text()
     text = text.replace('@pytest.fixture(scope="session")', "@pytest.fixture")
-    text = text.replace("def model():", "def model(request):\n    torch.manual_seed(request.param)")
+    seeded = "def model(request):\n    import torch\n    torch.manual_seed(request.param)"
+    text = text.replace("def model():", seeded)
     conftest.write_text(text)
     project.pytester.makepyfile(
         test_it=f"""
