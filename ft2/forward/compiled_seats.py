@@ -48,6 +48,15 @@ def _forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     return output
 
 
+def _telling(kind: type, graph: dict[str, bool]) -> Callable[..., None]:
+    def __setattr__(module: Any, name: str, value: Any) -> None:  # noqa: N807
+        if name == "forward":
+            graph["is_refitted"] = True
+        kind.__setattr__(module, name, value)
+
+    return __setattr__
+
+
 class _Hanger:
     """What one module wears in eager mode, and what while compiled code runs."""
 
@@ -85,8 +94,8 @@ class Wardrobe:
         self._disguises: dict[Any, Disguise] = {}
         self._forwards: dict[str, Callable[..., Any]] = {}
         # Whether compiled code was left, so that layers ran one by one: what they wear in eager
-        # mode is made for that.
-        self._graph = {"is_broken": False}
+        # mode is made for that. And whether a module was given a forward since they were looked at.
+        self._graph = {"is_broken": False, "is_refitted": False}
         seats: dict[int, int] = namespace["seats"]
 
         def number_of(module: int) -> int | None:
@@ -129,7 +138,8 @@ class Wardrobe:
             for place, kind in enumerate(self._disguises):
                 # Kernels are put into a model by other forwards of its classes.
                 self._forwards[str(place)] = kind.forward
-            if any(self._hooks) or not self.suits_compiled():
+            has_own = any(map(dict.__contains__, self._attributes, repeat("forward")))
+            if has_own or any(self._hooks) or not self.suits_compiled():
                 self._undress()
             if not self.is_for_compiled:
                 self._dress()
@@ -141,11 +151,15 @@ class Wardrobe:
             self._show()
 
     def suits_compiled(self) -> bool:
-        """Whether no module was given a ``forward`` that goes past the one of its class."""
-        return not any(map(dict.__contains__, self._attributes, repeat("forward")))
+        """Whether no module was given a ``forward`` that goes past the one of its class.
+
+        Looking into all of them takes too long to be done for each step.
+        """
+        return not self._graph["is_refitted"]
 
     def _dress(self) -> None:
         self.is_for_compiled = True
+        self._graph["is_refitted"] = False
         for hanger in self._hangers:
             module = hanger.module()
             if module is None or type(module) is not hanger.eager.worn:
@@ -185,6 +199,7 @@ class Wardrobe:
         if kind not in self._disguises:
             name = str(len(self._disguises))
             forward = baked(_forward, {"its kind": name}, self._namespace)
-            self._disguises[kind] = Disguise(kind, {"forward": forward})
+            methods = {"forward": forward, "__setattr__": _telling(kind, self._graph)}
+            self._disguises[kind] = Disguise(kind, methods)
             self._forwards[name] = kind.forward
         return self._disguises[kind].worn
