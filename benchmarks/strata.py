@@ -25,6 +25,8 @@ from ft2.faults import TOP_BIT, Fault, stratum_of
 from ft2.report import layer_kind
 
 Trial = dict[str, Any]
+# Of each trial its stratum, and whether it was wrong.
+Labelled = list[tuple[Hashable, bool]]
 
 # Halves are made of runs of trials, so that each holds all prompts alike.
 RUN = 32
@@ -63,6 +65,11 @@ def phase(trial: Trial) -> str:
     return "later" if Fault.parse(trial["fault"]).step else "first"
 
 
+def cell(trial: Trial) -> tuple[int, str, str]:
+    """Return all three: the bit, the kind of layer and the phase."""
+    return bit(trial), kind(trial), phase(trial)
+
+
 STRATA: dict[str, Callable[[Trial], Hashable]] = {
     "top exponent bit": is_hot,
     "change ≥ 16": lambda trial: size(trial) > 4,
@@ -71,24 +78,67 @@ STRATA: dict[str, Callable[[Trial], Hashable]] = {
     "top bit x kind": lambda trial: is_hot(trial) and kind(trial),
     "top bit x phase": lambda trial: is_hot(trial) and phase(trial),
     "top bit x change": lambda trial: is_hot(trial) and (0, size(trial)),
-    "bit x kind x phase": lambda trial: (bit(trial), kind(trial), phase(trial)),
+    "bit x kind x phase": cell,
 }
 
 
 def gain(trials: list[Trial], stratum: Callable[[Trial], Hashable]) -> float:
     """Return how many times the variance uniform sampling has, halves taking turns."""
-    labelled = [(stratum(trial), trial["outcome"] == "sdc") for trial in trials]
-    shares = {name: n / len(trials) for name, n in Counter(name for name, _ in labelled).items()}
-    halves: list[list[tuple[Hashable, bool]]] = [[], []]
-    for number, each in enumerate(labelled):
-        halves[number // RUN % 2].append(each)
-    uniform = stratified = 0.0
+    halves = _halves(trials, stratum)
+    return _gain([(learnt, told) for learnt, told in (halves, halves[::-1])])
+
+
+def gain_of_two(trials: list[Trial], stratum: Callable[[Trial], Hashable]) -> float:
+    """Return the same of two strata only: the best that one half finds, made of whole ones."""
+    halves = _halves(trials, stratum)
+    turns = []
     for learnt, told in (halves, halves[::-1]):
-        mean = sum(wrong for _, wrong in learnt) / len(learnt)
-        seen, events = Counter(name for name, _ in learnt), Counter(n for n, e in learnt if e)
-        rates = {
-            name: (events[name] + SHRINKAGE * mean) / (seen[name] + SHRINKAGE) for name in shares
-        }
+        hot = _hottest(learnt, _shares(learnt + told))
+        turns.append((_merged(learnt, hot), _merged(told, hot)))
+    return _gain(turns)
+
+
+def _halves(trials: list[Trial], stratum: Callable[[Trial], Hashable]) -> list[Labelled]:
+    halves: list[Labelled] = [[], []]
+    for number, trial in enumerate(trials):
+        halves[number // RUN % 2].append((stratum(trial), trial["outcome"] == "sdc"))
+    return halves
+
+
+def _shares(labelled: Labelled) -> dict[Hashable, float]:
+    counts = Counter(name for name, _ in labelled)
+    return {name: count / len(labelled) for name, count in counts.items()}
+
+
+def _rates(learnt: Labelled, shares: dict[Hashable, float]) -> dict[Hashable, float]:
+    mean = sum(wrong for _, wrong in learnt) / len(learnt)
+    seen, events = Counter(name for name, _ in learnt), Counter(n for n, e in learnt if e)
+    return {name: (events[name] + SHRINKAGE * mean) / (seen[name] + SHRINKAGE) for name in shares}
+
+
+def _hottest(learnt: Labelled, shares: dict[Hashable, float]) -> set[Hashable]:
+    """Return the strata that, merged into one beside all others, leave the least variance."""
+    rates = _rates(learnt, shares)
+    order = sorted(shares, key=lambda name: -rates[name])
+
+    def deviation(count: int) -> float:
+        parts = order[:count], order[count:]
+        weights = [sum(shares[name] for name in part) for part in parts]
+        events = [sum(shares[name] * rates[name] for name in part) for part in parts]
+        return sum(math.sqrt(w * e) for w, e in zip(weights, events, strict=True))
+
+    return set(order[: min(range(1, len(order)), key=deviation)])
+
+
+def _merged(labelled: Labelled, hot: set[Hashable]) -> Labelled:
+    return [(name in hot, wrong) for name, wrong in labelled]
+
+
+def _gain(turns: list[tuple[Labelled, Labelled]]) -> float:
+    uniform = stratified = 0.0
+    for learnt, told in turns:
+        shares = _shares(learnt + told)
+        rates = _rates(learnt, shares)
         ideal = {name: share * math.sqrt(rates[name]) for name, share in shares.items()}
         total = sum(ideal.values())
         rate = sum(wrong for _, wrong in told) / len(told)
@@ -118,9 +168,10 @@ def main() -> None:
                     f"{len(wrong)} of {len(trials)}",
                     f"{100 * sum(map(is_hot, wrong)) / max(1, len(wrong)):.0f} %",
                     *(f"{gain(trials, stratum):.1f}" for stratum in STRATA.values()),
+                    f"{gain_of_two(trials, cell):.1f}",
                 )
             )
-    headers = ("campaign", "SDCs", "in the top bit", *STRATA)
+    headers = ("campaign", "SDCs", "in the top bit", *STRATA, "two of bit x kind x phase")
     print(tabulate(rows, headers, disable_numparse=True))
 
 

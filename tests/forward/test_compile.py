@@ -405,6 +405,21 @@ def test_a_forward_put_into_a_layer_between_compiled_steps_comes_before_the_prot
     assert found[0][1] == found[1][1] != [0]
 
 
+def test_a_forward_written_past_a_layer_comes_before_the_protection_in_the_next_request() -> None:
+    model: Any = _model()
+    run = torch.compile(model, backend="eager")
+    up = model.model.layers[0].mlp.up_proj
+    with ft2.protect(model):
+        plain = _compiled_steps(model, run)
+        # A module tells of forwards that are assigned to it, and not of these.
+        vars(up)["forward"] = lambda hidden, forward=up.forward: forward(hidden) * 0
+        patched = _compiled_steps(model, run)
+        torch.testing.assert_close(patched, _compiled_steps(model, model))
+        assert not torch.allclose(patched, plain)
+        del up.forward
+        torch.testing.assert_close(_compiled_steps(model, run), plain)
+
+
 def test_a_compiled_forward_waits_for_that_of_another_thread() -> None:
     # Compiled before it is protected: the code goes past the model's own call.
     model: Any = _model()
