@@ -159,7 +159,6 @@ class Wardrobe:
 
     def _dress(self) -> None:
         self.is_for_compiled = True
-        self._graph["is_refitted"] = False
         for hanger in self._hangers:
             module = hanger.module()
             if module is None or type(module) is not hanger.eager.worn:
@@ -177,6 +176,7 @@ class Wardrobe:
 
     def _undress(self) -> None:
         self.is_for_compiled = False
+        self._graph["is_refitted"] = False
         for hanger in self._changed:
             module = hanger.module()
             if module is not None and type(module) is hanger.compiled:
