@@ -3,7 +3,7 @@
 Reads campaigns that were sampled uniformly, as ``--ft2-json`` writes them. For each way to part the
 space, one half of the trials teaches where SDCs are, and the other half tells what Neyman's
 allocation by that would make of the variance; then the other way round. The intervals of so many
-strata, which cost some of that, are left out: it is what no design can exceed.
+strata, which cost some of that, are left out: it is what no design of those strata can exceed.
 
 Run it from the project's root: ``python benchmarks/strata.py JSON …``. ``benchmarks/README.md``
 says what the columns mean.
@@ -127,7 +127,7 @@ def _hottest(learnt: Labelled, shares: dict[Hashable, float]) -> set[Hashable]:
         events = [sum(shares[name] * rates[name] for name in part) for part in parts]
         return sum(math.sqrt(w * e) for w, e in zip(weights, events, strict=True))
 
-    return set(order[: min(range(1, len(order)), key=deviation)])
+    return set(order[: min(range(1, max(len(order), 2)), key=deviation)])
 
 
 def _merged(labelled: Labelled, hot: set[Hashable]) -> Labelled:

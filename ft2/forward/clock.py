@@ -218,6 +218,10 @@ class Clock:
             self._broken(error)
             raise
         self._end()
+        if known.is_compiled:
+            # While the device computes.
+            for lane in self.lanes:
+                lane.wardrobe.look()
         return output
 
     def _computed(

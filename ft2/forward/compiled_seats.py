@@ -48,7 +48,7 @@ def _forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     return output
 
 
-def _telling(kind: type, graph: dict[str, bool]) -> Callable[..., None]:
+def _telling(kind: Any, graph: dict[str, bool]) -> Callable[..., None]:
     def __setattr__(module: Any, name: str, value: Any) -> None:  # noqa: N807
         if name == "forward":
             graph["is_refitted"] = True
@@ -138,24 +138,28 @@ class Wardrobe:
             for place, kind in enumerate(self._disguises):
                 # Kernels are put into a model by other forwards of its classes.
                 self._forwards[str(place)] = kind.forward
-            has_own = any(map(dict.__contains__, self._attributes, repeat("forward")))
-            if has_own or any(self._hooks) or not self.suits_compiled():
+            self.look()
+            if any(self._hooks) or not self.suits_compiled():
                 self._undress()
             if not self.is_for_compiled:
                 self._dress()
                 self._show()
             return
-        if self.is_for_compiled:
-            self._undress()
+        self._undress()
         if is_for_compiled:
             self._show()
 
     def suits_compiled(self) -> bool:
-        """Whether no module was given a ``forward`` that goes past the one of its class.
+        """Whether no module is known to have a ``forward`` that goes past the one of its class.
 
-        Looking into all of them takes too long to be done for each step.
+        Modules tell of those that are assigned to them. Others are found by :meth:`look`.
         """
         return not self._graph["is_refitted"]
+
+    def look(self) -> None:
+        """Look into all modules for a ``forward`` of their own, which takes a while."""
+        if any(map(dict.__contains__, self._attributes, repeat("forward"))):
+            self._graph["is_refitted"] = True
 
     def _dress(self) -> None:
         self.is_for_compiled = True

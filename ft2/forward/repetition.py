@@ -38,6 +38,8 @@ class Repetition:
     forward:
         The step that is computed: one object for all of them, which knows no inputs and holds no
         cache.
+    is_compiled:
+        Whether compiled code computes it.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Repetition:
         self.forward = replace(forward, inputs={}, cache=None)
         self._shape = torch.Size((forward.rows, 1))
         self._takes_ids_first = first_parameter == "input_ids"
-        self._is_compiled = is_compiled
+        self.is_compiled = is_compiled
         self._preparations = tuple(preparations)
 
     @classmethod
@@ -78,7 +80,7 @@ class Repetition:
     def take(self, call: Call | None, args: Any, kwargs: Any, is_compiled: bool) -> Forward | None:
         """Begin a forward with these arguments, in `call`, if it is the next step; else None."""
         forward = self.forward
-        if call is not forward.call or is_compiled is not self._is_compiled:
+        if call is not forward.call or is_compiled is not self.is_compiled:
             return None
         if not args:
             tokens = kwargs.get("input_ids")

@@ -405,19 +405,46 @@ def test_a_forward_put_into_a_layer_between_compiled_steps_comes_before_the_prot
     assert found[0][1] == found[1][1] != [0]
 
 
-def test_a_forward_written_past_a_layer_comes_before_the_protection_in_the_next_request() -> None:
+def test_a_forward_written_past_a_layer_comes_before_the_protection() -> None:
+    # A module tells of forwards that are assigned to it, and not of these.
+    plain = torch.nn.Linear.forward
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        model: Any = _model()
+        up = model.model.layers[0].mlp.up_proj
+        run = torch.compile(model, backend="eager") if compiled else model
+
+        def large(hidden: Tensor, up: torch.nn.Linear = up) -> Tensor:
+            return plain(up, hidden) * (1 if hidden.shape[1] > 1 else 1e6)
+
+        with ft2.protect(model) as protection, torch.no_grad():
+            for own in ({}, {"forward": large}):
+                vars(up).update(own)
+                with ft2.request(model):
+                    output = run(_PROMPT, use_cache=True)
+                    for _ in range(3):
+                        output = run(_PROMPT[:, :1], past_key_values=output.past_key_values)
+        found.append((output.logits, protection.counts))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert found[0][1][1] > 0
+
+
+def test_a_forward_written_past_a_layer_between_compiled_steps_is_found_after_the_next() -> None:
     model: Any = _model()
-    run = torch.compile(model, backend="eager")
     up = model.model.layers[0].mlp.up_proj
-    with ft2.protect(model):
-        plain = _compiled_steps(model, run)
-        # A module tells of forwards that are assigned to it, and not of these.
-        vars(up)["forward"] = lambda hidden, forward=up.forward: forward(hidden) * 0
-        patched = _compiled_steps(model, run)
-        torch.testing.assert_close(patched, _compiled_steps(model, model))
-        assert not torch.allclose(patched, plain)
-        del up.forward
-        torch.testing.assert_close(_compiled_steps(model, run), plain)
+    run = torch.compile(model, backend="eager")
+    with ft2.protect(model), torch.no_grad(), ft2.request(model):
+        output = model(_PROMPT, use_cache=True)
+        # What it wears where it is called past compiled code.
+        worn, seen = type(up), []
+        for step in range(6):
+            if step == 3:
+                vars(up)["forward"] = lambda hidden, plain=up.forward: plain(hidden)
+            output = run(_PROMPT[:, :1], past_key_values=output.past_key_values)
+            seen.append(type(up) is worn)
+    assert seen == [False, False, False, False, True, True]
 
 
 def test_a_compiled_forward_waits_for_that_of_another_thread() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 # What a run in this process imports first, it forgets again: the rooms must be the same in all.
 import pytest_ft2.chunk  # noqa: F401
@@ -90,7 +91,9 @@ def project(
 ) -> Project:
     """An empty project with a model fixture called ``model``."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    torch.set_num_threads(1)
     return Project(pytester, model_folder)
 
 
