@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -386,13 +386,18 @@ def test_a_layer_called_alone_leaves_compiled_code_as_it_was() -> None:
         assert type(up) is worn
 
 
-def test_a_forward_put_into_a_layer_between_compiled_steps_comes_before_the_protection() -> None:
-    found = []
+def _eager_and_compiled() -> Iterator[tuple[Any, Any]]:
+    """Give a model and what runs it, twice: itself, and code compiled for another one like it."""
     for compiled in (False, True):
         torch._dynamo.reset()
-        model: Any = _model()
+        model = _model()
+        yield model, torch.compile(model, backend="eager") if compiled else model
+
+
+def test_a_forward_put_into_a_layer_between_compiled_steps_comes_before_the_protection() -> None:
+    found = []
+    for model, run in _eager_and_compiled():
         up = model.model.layers[0].mlp.up_proj
-        run = torch.compile(model, backend="eager") if compiled else model
         with ft2.protect(model) as protection, torch.no_grad(), ft2.request(model):
             output = model(_PROMPT, use_cache=True)
             for step in range(6):
@@ -409,11 +414,8 @@ def test_a_forward_written_past_a_layer_comes_before_the_protection() -> None:
     # A module tells of forwards that are assigned to it, and not of these.
     plain = torch.nn.Linear.forward
     found = []
-    for compiled in (False, True):
-        torch._dynamo.reset()
-        model: Any = _model()
+    for model, run in _eager_and_compiled():
         up = model.model.layers[0].mlp.up_proj
-        run = torch.compile(model, backend="eager") if compiled else model
 
         def large(hidden: Tensor, up: torch.nn.Linear = up) -> Tensor:
             return plain(up, hidden) * (1 if hidden.shape[1] > 1 else 1e6)

@@ -29,7 +29,7 @@ def __getattr__(name):
 def generate(model, prompt=None, **options):
     import torch
 
-    prompt = torch.tensor([[1, 5, 9, 11]]) if prompt is None else prompt
+    prompt = __getattr__("PROMPT") if prompt is None else prompt
     options = {{"max_new_tokens": 6, "do_sample": False, **options}}
     return model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0].tolist()
 
