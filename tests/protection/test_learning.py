@@ -259,8 +259,9 @@ def test_an_interruption_at_the_end_of_a_prompt_leaves_nothing_to_the_next_reque
                 raise KeyboardInterrupt
 
             patched.setattr("ft2.protection.bounds.RequestBounds.take", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                generate(model, ids)
+            # Without a mask, which generate hands over in some versions: all tokens are real.
+            with pytest.raises(KeyboardInterrupt), torch.no_grad():
+                model(ids)
         generate(model, others)
         assert torch.equal(_all_learned(protection, model), bounds)
     assert protection.counts == [*expected, 0, *expected]
