@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from ft2.campaign.prompt import Continuation, Prompt
 from ft2.campaign.randomness import preserved_randomness
 from ft2.campaign.replies import KnownCall, Replies
 from ft2.campaign.returned import GoldenReturned
-from ft2.faults import Fault
+from ft2.faults import Fault, Injection
 
 __all__ = ["Ahead", "Batched", "GoldenCalls"]
 
@@ -229,7 +230,7 @@ class Ahead:
     ) -> dict[int, Batched | str]:
         started = time.perf_counter()
         sets = sorted({golden for _, golden, _ in group})
-        model = goldens[sets[0]].asked[0].model()
+        model: Any = goldens[sets[0]].asked[0].model()
         assert model is not None
         prompts = {prompt: None for golden in sets for prompt in goldens[golden].prompts}
         found: dict[int, Batched | str] = {}
@@ -274,9 +275,23 @@ class Ahead:
                 found[number] = "the protected run ends before the fault's step"
             elif not continuation.injection.landed:
                 found[number] = "its fault did not land in the batch"
+            elif any(calls[fault.call].asked.paddings) and _may_overflow(
+                continuation.injection, model.get_input_embeddings().weight.dtype
+            ):
+                found[number] = "padding is masked, and what overflows ends otherwise under a mask"
             else:
                 found[number] = Batched(calls, fault.call, fault.row, continuation, rows, seconds)
         return found
+
+
+def _may_overflow(injection: Injection, dtype: torch.dtype) -> bool:
+    """Whether what a fault leaves is no number, or overflows where it is squared twice."""
+    after = injection.after
+    return (
+        after is None
+        or not math.isfinite(after)
+        or abs(after) > float(torch.finfo(dtype).max) ** 0.25
+    )
 
 
 def _kept_bytes(model: Any, golden: GoldenCalls, fault: Fault) -> int:

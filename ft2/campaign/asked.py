@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation import (
     EosTokenCriteria,
@@ -37,6 +38,9 @@ _UNDERSTOOD = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
 # So many modes, the first, are those of one call alone: they change hardly a digit.
 _MODES_OF_THE_CALL = 2
 _UNCHANGING = frozenset([bool, int, float, str, type(None)])
+_PLAIN = frozenset([list, tuple, dict])
+# What torch keeps in every module, compared otherwise.
+_TORCHS = frozenset(vars(nn.Module())) - {"training"}
 _OF_THE_CALL = frozenset(
     ["attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"]
 )
@@ -97,8 +101,8 @@ class Asked:
     def is_current(self) -> bool:
         """Whether what the model computes here and now is what it computed when it was asked.
 
-        Its weights are compared, its classes' forwards, and torch's modes: a fixture may have
-        changed them for its test alone.
+        Its weights are compared, its modules' attributes, its configuration, its classes' forwards,
+        and torch's modes: a fixture may have changed them for its test alone.
         """
         model = self.model()
         if model is None:
@@ -108,6 +112,7 @@ class Asked:
         return modes[_MODES_OF_THE_CALL:] == _modes(model)[_MODES_OF_THE_CALL:] and others == [
             _forwards(modules),
             _weights(modules),
+            _attributes(modules),
         ]
 
 
@@ -195,7 +200,13 @@ def _asked(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Asked:
         prompts=() if alone or paddings is None else tuple(_prompts(tokens, paddings, given)),
         pad=0 if pad is None else int(pad),
         alone=alone,
-        _surroundings=(_settings(config), _modes(model), _forwards(modules), _weights(modules)),
+        _surroundings=(
+            _settings(config),
+            _modes(model),
+            _forwards(modules),
+            _weights(modules),
+            _attributes(modules),
+        ),
         _rows=(tokens, seen, places),
         cache=cache_in(given) if config.return_dict_in_generate and not alone else None,
     )
@@ -402,6 +413,30 @@ def _weights(modules: list[nn.Module]) -> tuple[Any, ...]:
                     version = -1 if each.is_inference() else each._version
                     found.append((id(each), each.data_ptr(), version))
     return tuple(found)
+
+
+def _attributes(modules: list[nn.Module]) -> list[dict[str, Any]]:
+    """What modules, and their configurations, are told by attributes of their own."""
+    configurations: dict[int, Any] = {}
+    found = []
+    for module in modules:
+        own = {name: _known(value) for name, value in vars(module).items() if name not in _TORCHS}
+        found.append(own)
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig):
+            configurations[id(config)] = config
+    for config in configurations.values():
+        found.append({name: _known(value) for name, value in vars(config).items()})
+    return found
+
+
+def _known(value: Any) -> Any:
+    """By what a value is told from another: objects by which they are."""
+    if type(value) in _UNCHANGING:
+        return value
+    if type(value) in _PLAIN and all(type(each) in _UNCHANGING for each in value):
+        return list(value.items()) if isinstance(value, dict) else list(value)
+    return id(value)
 
 
 def _listed(tensor: Tensor | None) -> Any:

@@ -159,7 +159,7 @@ class Recorder(Listener):
     def __init__(self, model: nn.Module) -> None:
         found = projections(model)
         self._model = model
-        self._identity = identify(model)
+        self._identity: Identity | None = None
         self._calls: list[Call] = []
         self._said: dict[Call, list[Any]] = {}
         self._steps: dict[tuple[Call, int], _RunningStep] = {}
@@ -198,10 +198,13 @@ class Recorder(Listener):
             outputs=tuple(tuple(self._said[call]) for call in self._calls),
             seconds=tuple(running.seconds for running in self._steps.values()),
             macs=self._macs,
-            model=self._identity,
+            model=self._identity or identify(self._model),
         )
 
     def forward_started(self, forward: Forward) -> None:
+        if self._identity is None:
+            # Not before: fixtures of one test may change the weights of a model that others share.
+            self._identity = identify(self._model)
         if forward.call not in self._said:
             self._calls.append(forward.call)
             self._said[forward.call] = []

@@ -137,7 +137,29 @@ def attend_otherwise(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     monkeypatch.setattr(model.config, "_attn_implementation_internal", "eager")
 
 
-@pytest.mark.parametrize("change", [patch_a_class, multiply_coarsely, attend_otherwise])
+def tell_a_layer(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    monkeypatch.setattr(model.model.layers[0].mlp, "guard", False, raising=False)
+
+
+def tell_a_layer_in_a_list(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    monkeypatch.setattr(model.model.layers[0].mlp, "scales", [1.0, 2.0], raising=False)
+
+
+def configure_otherwise(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    monkeypatch.setattr(model.config, "guard", False, raising=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        patch_a_class,
+        multiply_coarsely,
+        attend_otherwise,
+        tell_a_layer,
+        tell_a_layer_in_a_list,
+        configure_otherwise,
+    ],
+)
 def test_what_a_test_changes_for_itself_is_not_what_a_batch_computes(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch, Any], None]
 ) -> None:
@@ -148,6 +170,7 @@ def test_what_a_test_changes_for_itself_is_not_what_a_batch_computes(
         assert asked.is_current()
     assert asked.alone is None
     assert not asked.is_current()
+    assert not asked.is_as(asked_by(model))
 
 
 def test_a_batch_computes_what_is_asked_in_inference_mode_under_protection() -> None:

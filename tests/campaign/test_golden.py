@@ -292,3 +292,14 @@ def test_a_call_that_computes_nothing_is_numbered_as_the_injector_numbers_it() -
     with inject(model, fault) as injection:
         talk()
     assert injection.landed
+
+
+def test_the_model_is_identified_as_it_is_when_it_runs() -> None:
+    model = tiny_model()
+    recorder = Recorder(model)
+    with torch.no_grad():
+        model.lm_head.weight *= 0.5
+    generate(model)
+    recorder.stop()
+    assert recorder.golden().model == record(model, generate).model
+    assert recorder.golden().model != record(tiny_model(), generate).model
