@@ -460,6 +460,8 @@ def _returned(prompt: Prompt, step: int) -> Returned | None:
 def _check_model(model: Any, tokens: int) -> None:
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         raise CannotBatchError("the model cannot be told the positions of its tokens")
+    if any(map(_is_window, model.buffers())):
+        raise CannotBatchError("the model sees as far as its cache's columns tell, not positions")
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) is DynamicLayer:
             continue
@@ -468,3 +470,9 @@ def _check_model(model: Any, tokens: int) -> None:
         raise CannotBatchError(
             f"the model keeps a {type(layer).__name__} in its cache, not all keys and values"
         )
+
+
+def _is_window(buffer: Tensor) -> bool:
+    """Whether it tells of each token, by its column, which it sees, and not all before it."""
+    tells = buffer.dtype in (torch.bool, torch.uint8) and buffer.dim() >= 2
+    return tells and buffer.shape[-2] == buffer.shape[-1] and not bool(buffer[..., -1, :].all())

@@ -39,8 +39,8 @@ class Fault:
     Raises
     ------
     ValueError
-        If a number is negative, no bit or the same bit twice is named, or the layer's name or the
-        encoding is not one.
+        If a number is negative or not whole, no bit, the same bit twice or one that the encoding
+        does not have is named, or the layer's name or the encoding is not one.
 
     Examples
     --------
@@ -63,16 +63,21 @@ class Fault:
 
     def __post_init__(self) -> None:
         for name in ("call", "step", "row", "position", "neuron"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"a fault's {name} counts from 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"a fault's {name} is a whole number from 0, not {value!r}")
         if not _LAYER.fullmatch(self.layer):
             raise ValueError(f"{self.layer!r} is not the name of a layer")
         if not self.bits or sorted(set(self.bits)) != list(self.bits) or self.bits[0] < 0:
             raise ValueError(
                 f"a fault's bits are distinct, ascending and at least one, not {self.bits}"
             )
-        if self.encoding is not None:
-            number_format(self.encoding)
+        if self.encoding is not None and self.bits[-1] >= (
+            width := number_format(self.encoding).width
+        ):
+            raise ValueError(
+                f"bits {list(self.bits)} are not all bits of {self.encoding}: use 0 to {width - 1}"
+            )
 
     def __str__(self) -> str:
         parts = vars(self) | {"bits": ":".join(map(str, self.bits))}

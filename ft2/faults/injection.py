@@ -124,6 +124,11 @@ class _Injector(Listener):
             token = fault.position - start
             if (fault.call, fault.step) != here or not 0 <= token < tokens:
                 continue
+            if fault.row >= forward.rows:
+                raise ValueError(
+                    f"fault {fault} lies outside the output of {projection.name}: "
+                    f"{forward.rows} rows"
+                )
             is_hit = vectors.tokens == fault.row * tokens + token
             if projection.expert is not None and vectors.experts is not None:
                 is_hit &= vectors.experts == projection.expert

@@ -255,6 +255,11 @@ def test_a_window_shorter_than_the_text_cannot_be_batched() -> None:
         BatchEngine(model, PROMPTS).prepare()
 
 
+def test_a_window_over_the_columns_of_the_cache_cannot_be_batched() -> None:
+    with pytest.raises(CannotBatchError, match="not positions"):
+        BatchEngine(small_model("gpt_neo"), PROMPTS).prepare()
+
+
 def test_a_layer_that_a_forward_runs_twice_cannot_be_struck_in_a_batch() -> None:
     model = tiny_model()
     model.model.layers[1].mlp = model.model.layers[0].mlp

@@ -13,17 +13,25 @@ from ft2.faults import FORMATS, Fault
 
 _TEXT = "call=0,step=3,layer=model.layers.0.mlp.up_proj,row=0,position=0,neuron=17,bits=14"
 _COUNTS = st.integers(0, 10**9)
-_FAULTS = st.builds(
-    Fault,
-    call=_COUNTS,
-    step=_COUNTS,
-    layer=st.from_regex(r"[A-Za-z0-9._]+", fullmatch=True),
-    row=_COUNTS,
-    position=_COUNTS,
-    neuron=_COUNTS,
-    bits=st.sets(st.integers(0, 63), min_size=1, max_size=4).map(lambda bits: tuple(sorted(bits))),
-    encoding=st.sampled_from([None, *FORMATS]),
-)
+
+
+def _faults_in(encoding: str | None) -> st.SearchStrategy[Fault]:
+    width = 64 if encoding is None else FORMATS[encoding].width
+    bits = st.sets(st.integers(0, width - 1), min_size=1, max_size=4)
+    return st.builds(
+        Fault,
+        call=_COUNTS,
+        step=_COUNTS,
+        layer=st.from_regex(r"[A-Za-z0-9._]+", fullmatch=True),
+        row=_COUNTS,
+        position=_COUNTS,
+        neuron=_COUNTS,
+        bits=bits.map(lambda bits: tuple(sorted(bits))),
+        encoding=st.just(encoding),
+    )
+
+
+_FAULTS = st.sampled_from([None, *FORMATS]).flatmap(_faults_in)
 
 
 def _fault(**changes: Any) -> Fault:
@@ -93,10 +101,17 @@ def test_a_wrong_text_is_refused_and_says_why(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["call", "step", "row", "position", "neuron"])
-def test_numbers_count_from_zero(name: str) -> None:
+@pytest.mark.parametrize("wrong", [-1, True, 0.5])
+def test_numbers_are_whole_and_count_from_zero(name: str, wrong: Any) -> None:
     assert getattr(_fault(**{name: 0}), name) == 0
-    with pytest.raises(ValueError, match=f"{name} counts from 0, not -1"):
-        _fault(**{name: -1})
+    with pytest.raises(ValueError, match=f"{name} is a whole number from 0, not {wrong}"):
+        _fault(**{name: wrong})
+
+
+def test_bits_are_those_of_the_encoding() -> None:
+    assert _fault(bits=(15,), encoding="bf16").bits == (15,)
+    with pytest.raises(ValueError, match=r"\[16\] are not all bits of fp16: use 0 to 15"):
+        _fault(bits=(16,), encoding="fp16")
 
 
 @pytest.mark.parametrize("bits", [(), (3, 3), (4, 3), (-1,), (-2, 4)])

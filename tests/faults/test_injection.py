@@ -22,6 +22,7 @@ from ft2.faults import FORMATS
 from ft2.forward import Clock, Listener, Order, by_row, tap
 from ft2.layers import projections
 from tests.tiny_models import ARCHITECTURES, tiny_model
+from tests.zoo.configs import small_model
 
 _PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
 _UP = "model.layers.1.mlp.up_proj"
@@ -506,6 +507,17 @@ def test_a_row_that_the_batch_lacks_is_refused() -> None:
     with (
         ft2.inject(model, _fault(row=1)) as injection,
         pytest.raises(ValueError, match=r"lies outside the output of .*: 1 rows, 24 columns"),
+    ):
+        model(_PROMPT)
+    assert not injection.fired
+
+
+def test_a_row_that_the_batch_lacks_is_refused_by_experts_too() -> None:
+    model = small_model("mixtral")
+    layer = next(each.name for each in ft2.projections(model) if each.expert is not None)
+    with (
+        ft2.inject(model, _fault(row=1, layer=layer, neuron=0)) as injection,
+        pytest.raises(ValueError, match=r"lies outside the output of .*: 1 rows"),
     ):
         model(_PROMPT)
     assert not injection.fired
