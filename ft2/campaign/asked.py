@@ -415,25 +415,25 @@ def _weights(modules: list[nn.Module]) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _attributes(modules: list[nn.Module]) -> list[dict[str, Any]]:
+def _attributes(modules: list[nn.Module]) -> list[Any]:
     """What modules, and their configurations, are told by attributes of their own."""
-    configurations: dict[int, Any] = {}
-    found = []
+    holders: dict[int, dict[str, Any]] = {}
     for module in modules:
-        own = {name: _known(value) for name, value in vars(module).items() if name not in _TORCHS}
-        found.append(own)
-        config = vars(module).get("config")
+        own = module.__dict__
+        holders[id(module)] = own
+        config = own.get("config")
         if isinstance(config, PreTrainedConfig):
-            configurations[id(config)] = config
-    for config in configurations.values():
-        found.append({name: _known(value) for name, value in vars(config).items()})
-    return found
+            holders[id(config)] = config.__dict__
+    return [
+        (name, value if type(value) in _UNCHANGING else _known(value))
+        for own in holders.values()
+        for name, value in own.items()
+        if name not in _TORCHS
+    ]
 
 
 def _known(value: Any) -> Any:
-    """By what a value is told from another: objects by which they are."""
-    if type(value) in _UNCHANGING:
-        return value
+    """By what a value that may change is told from another: objects by which they are."""
     if type(value) in _PLAIN and all(type(each) in _UNCHANGING for each in value):
         return list(value.items()) if isinstance(value, dict) else list(value)
     return id(value)
