@@ -99,6 +99,11 @@ def _structure(model: nn.Module) -> int:
 
 
 def _find(model: nn.Module, structure: int) -> _Known:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} has an encoder beside its decoder: ft2 knows models that "
+            "have a decoder alone, such as those of AutoModelForCausalLM"
+        )
     traced = _traced(model)
     blocks = _Blocks(model)
     inside = {each.number: each for each in traced.products if blocks.hold(each.weight)}

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BartForCausalLM, BartForConditionalGeneration, PreTrainedModel
 
 from ft2.forward import Order, tap
 from ft2.layers import Projection, UnsupportedModelError, projections, unwrap
 from tests.tiny_models import ARCHITECTURES, tiny_model
+from tests.zoo.configs import small_config
 
 _PROMPT = torch.tensor([[5, 6, 7, 8]])
 
@@ -236,3 +237,12 @@ def test_a_quantised_model_has_the_projections_of_the_plain_one() -> None:
     plain = projections(model)
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     assert projections(quantised) == plain
+
+
+def test_a_model_with_an_encoder_is_refused_and_its_decoder_alone_is_not() -> None:
+    with torch.device("meta"):
+        both = BartForConditionalGeneration(small_config("bart"))
+        alone = BartForCausalLM(small_config("bart"))
+    with pytest.raises(UnsupportedModelError, match="has an encoder beside its decoder"):
+        projections(both)
+    assert {each.name.split(".")[1] for each in projections(alone)} == {"decoder"}
