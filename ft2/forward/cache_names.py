@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["cache_argument", "cache_in", "cache_made_by", "cache_name"]
+__all__ = ["cache_argument", "cache_in", "cache_made_by", "cache_name", "is_cache"]
 
 # transformers 5.24 and later; transformers before, and remote code; recurrent models before 5.24.
 _NAMES = ("cache", "past_key_values", "cache_params")
@@ -52,8 +52,12 @@ def cache_made_by(output: Any) -> Any:
         A tuple, or what has fields.
     """
     if isinstance(output, tuple):
-        values: Iterable[Any] = output
-    else:
-        # In a generator: asking for an old name warns where there is a new one.
-        values = (getattr(output, name, None) for name in _NAMES)
-    return next((value for value in values if hasattr(value, "get_seq_length")), None)
+        return next((value for value in output if hasattr(value, "get_seq_length")), None)
+    # In a generator: asking for an old name warns where there is a new one.
+    values = (getattr(output, name, None) for name in _NAMES)
+    return next(filter(is_cache, values), None)
+
+
+def is_cache(value: Any) -> bool:
+    """Whether a value is an object that forwards share, and not the tensors themselves."""
+    return value is not None and not isinstance(value, (Tensor, tuple, list, dict))
