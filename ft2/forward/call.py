@@ -22,8 +22,9 @@ class Call:
     index:
         Counts the calls of a model since something began to listen to it.
     kind:
-        ``generate``: inside the model's ``generate``. ``request``: inside :func:`ft2.request`.
-        ``loop``: neither; forwards that share a cache are one call.
+        ``generate``: inside the ``generate`` of transformers. ``request``: inside
+        :func:`ft2.request`, or a ``generate`` of the model's own. ``loop``: neither; forwards that
+        share a cache are one call.
     step:
         The step being computed, -1 before the first forward. Step 0 is the first token's.
     rows_per_request:

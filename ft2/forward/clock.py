@@ -1,8 +1,9 @@
 """Tell which call and which step a model is computing, in ``generate`` and in loops by hand.
 
-In ``generate`` the steps are counted by the stopping criteria, which are asked once for every new
-token, however many forwards the prefill took. Elsewhere the cache tells: an empty one starts a
-call, further forwards of several tokens continue its first token, all else is a step.
+In the ``generate`` of transformers the steps are counted by the stopping criteria, which are asked
+once for every new token, however many forwards the prefill took. Elsewhere the cache tells: an
+empty one starts a call, further forwards of several tokens continue its first token, all else is a
+step. In a ``generate`` of the model's own, which is one call, only the first forward is no step.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ import torch
 from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._dynamo.decorators import skip
-from transformers import StoppingCriteriaList
+from torch.nn import functional
+from transformers import GenerationMixin, StoppingCriteriaList
 
-from ft2.forward.cache_names import cache_in, cache_made_by
+from ft2.forward.cache_names import cache_in, cache_made_by, is_cache
 from ft2.forward.call import Call, Forward, Kind, Listener
-from ft2.forward.disguise import Disguise
+from ft2.forward.disguise import Disguise, show_class, undisguised
 from ft2.forward.lane import Lane
 from ft2.forward.repetition import Repetition
 from ft2.forward.review import Reviewer
 from ft2.layers import unwrap
 
-__all__ = ["Clock", "announcers", "clocked_models", "request"]
+__all__ = ["Clock", "announcers", "clocked_models", "request", "unheard"]
 
 
 class _Thread(threading.local):
@@ -144,11 +146,6 @@ class Clock:
         stack.append(call)
         try:
             yield call
-        except Exception as error:
-            # What a request holds is the caller's code; the model's own calls announce theirs.
-            if kind != "request":
-                self._failed(error)
-            raise
         finally:
             stack.pop()
             self._repetition = None
@@ -197,7 +194,7 @@ class Clock:
             raise
         self._finished(forward, module, args, kwargs, output)
         if self.reviewer is None and forward.cache not in self._fed:
-            first = next(iter(_parameter_names(type(module).forward)), "")
+            first = _first_parameter(module)
             self._repetition = Repetition.after(forward, first, is_compiled, self._listeners)
         return output
 
@@ -272,8 +269,11 @@ class Clock:
         self, forward: Forward, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
         self._end()
+        cache = _cache_of(output, _named(module, args, kwargs))
+        if is_cache(cache) and not _tells_length(cache):
+            self._fed[cache] = forward.cached + forward.tokens
         if forward.call.kind == "loop":
-            self._remember(_cache_of(output, _named(module, args, kwargs)), forward.call)
+            self._remember(cache, forward.call)
         for listener in tuple(self._listeners):
             listener.forward_finished(forward, output)
 
@@ -283,7 +283,8 @@ class Clock:
             listener.call_failed(error)
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Forward:
-        forward = self._forward(_named(module, args, kwargs))
+        inputs = _named(module, args, kwargs)
+        forward = self._forward(inputs, _tokens_in(inputs, _first_parameter(module)))
         self.current, self.is_computing = forward, True
         try:
             for listener in tuple(self._listeners):
@@ -307,15 +308,7 @@ class Clock:
         for lane in self.lanes:
             lane.end()
 
-    def _forward(self, inputs: dict[str, Any]) -> Forward:
-        tokens_in = inputs.get("input_ids")
-        if tokens_in is None:
-            tokens_in = inputs.get("inputs_embeds")
-        if not isinstance(tokens_in, Tensor) or tokens_in.dim() < 2:
-            raise RuntimeError(
-                "ft2 could not find the batch and the tokens of a forward: pass input_ids or "
-                "inputs_embeds, with shape (batch, tokens, ...)"
-            )
+    def _forward(self, inputs: dict[str, Any], tokens_in: Tensor) -> Forward:
         rows, tokens, *_ = tokens_in.shape
         call = self.innermost
         cache = cache_in(inputs)
@@ -337,20 +330,16 @@ class Clock:
             if not _tells_padding(mask, rows):
                 mask = call.attention_mask
             if _tells_padding(mask, rows):
+                # Some models put a token of their own behind those that they are given.
+                mask = functional.pad(mask.bool(), (0, max(0, tokens - mask.shape[1])), value=True)
                 start = cached if mask.shape[1] > cached + tokens else mask.shape[1] - tokens
-                real = mask[:, start : start + tokens].bool()
+                real = mask[:, start : start + tokens]
         return Forward(call, step, rows, tokens, cached, real, inputs, cache)
 
     def _cached_tokens(self, cache: Any, call: Call | None, tokens: int) -> int:
-        length = getattr(cache, "get_seq_length", None)
-        if length is None:
-            return 0
-        try:
-            cached = length()
-        except ValueError:
-            # A recurrent state does not say how many tokens went into it.
-            cached = self._fed.get(cache, 0)
-            self._fed[cache] = cached + tokens
+        cached = _length_of(cache)
+        if cached is None or (not isinstance(cached, Tensor) and cached == 0):
+            return self._fed.get(cache, 0) if is_cache(cache) else 0
         # A static cache counts on the device, and cannot be cropped: reading it would wait.
         if isinstance(cached, Tensor) and call is not None and call.step >= 0:
             return call.cached
@@ -431,6 +420,31 @@ def clocked_models() -> list[nn.Module]:
     return [model for model, clock in _CLOCKS.items() if clock._listeners]
 
 
+@contextmanager
+def unheard(model: nn.Module) -> Generator[None, None, None]:
+    """Have a model compute as if nothing was attached to it, as long as the context."""
+    worn = {module: type(module) for module in model.modules()}
+    for module, kind in worn.items():
+        _exchange_class(module, _own_class(kind))
+    try:
+        yield
+    finally:
+        for module, kind in worn.items():
+            _exchange_class(module, kind)
+
+
+def _own_class(kind: type) -> type:
+    while undisguised(kind) is not kind:
+        kind = undisguised(kind)
+    return kind
+
+
+def _exchange_class(module: nn.Module, kind: type) -> None:
+    if type(module) is not kind:
+        object.__setattr__(module, "__class__", kind)
+        show_class(module)
+
+
 def announcers(model: nn.Module) -> list[nn.Module]:
     """Return the modules of a model whose calls are announced: itself, and those it stands on."""
     # Some heads go past their base model, straight to its decoder (OPT).
@@ -444,8 +458,11 @@ def _disguises(clock: Clock, model: nn.Module) -> list[Disguise]:
     for position, module in enumerate(announcers(model)):
         announced = _announced_call if position == 0 else _nested_call
         methods: dict[str, Callable[..., Any]] = {"__call__": announced(clock, module)}
-        if position == 0 and hasattr(module, "generate"):
-            methods |= _generate_methods(clock, type(module))
+        generate = inspect.getattr_static(type(module), "generate", None)
+        if position == 0 and inspect.isfunction(generate):
+            methods["generate"] = _announced_generate(clock, type(module))
+        if position == 0 and isinstance(module, GenerationMixin):
+            methods |= _counting_methods(clock, type(module))
         disguises.append(Disguise(type(module), methods))
     return disguises
 
@@ -479,13 +496,24 @@ def _nested_call(clock: Clock, module: nn.Module) -> Callable[..., Any]:
     return nested_call
 
 
-def _generate_methods(clock: Clock, original: Any) -> dict[str, Callable[..., Any]]:
+def _announced_generate(clock: Clock, original: Any) -> Callable[..., Any]:
+    # What another one says it need not return as token ids: its forwards tell.
+    kind: Kind = "generate" if issubclass(original, GenerationMixin) else "request"
+
     @functools.wraps(original.generate)
     def generate(module: Any, *args: Any, **kwargs: Any) -> Any:
-        with clock.calling("generate") as call:
-            call.result = original.generate(module, *args, **kwargs)
+        with clock.calling(kind) as call:
+            try:
+                call.result = original.generate(module, *args, **kwargs)
+            except Exception as error:
+                clock._failed(error)
+                raise
         return call.result
 
+    return generate
+
+
+def _counting_methods(clock: Clock, original: Any) -> dict[str, Callable[..., Any]]:
     @functools.wraps(original._get_stopping_criteria)
     def _get_stopping_criteria(module: Any, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
         criteria = original._get_stopping_criteria(module, *args, **kwargs)
@@ -509,7 +537,6 @@ def _generate_methods(clock: Clock, original: Any) -> dict[str, Callable[..., An
         return original.prepare_inputs_for_generation(module, *args, **kwargs)
 
     return {
-        "generate": generate,
         "_get_stopping_criteria": _get_stopping_criteria,
         "prepare_inputs_for_generation": prepare_inputs_for_generation,
     }
@@ -518,6 +545,31 @@ def _generate_methods(clock: Clock, original: Any) -> dict[str, Callable[..., An
 @functools.lru_cache(maxsize=64)
 def _parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def _first_parameter(module: nn.Module) -> str:
+    return next(iter(_parameter_names(type(module).forward)), "")
+
+
+def _tokens_in(inputs: dict[str, Any], first: str) -> Tensor:
+    """Return the token ids or embeddings among inputs: by their usual names, or what comes first.
+
+    Raises
+    ------
+    RuntimeError
+        If there are none.
+    """
+    for name in ("input_ids", "inputs_embeds"):
+        value = inputs.get(name)
+        if isinstance(value, Tensor) and value.dim() >= 2:
+            return value
+    value = inputs.get(first)
+    if isinstance(value, Tensor) and value.dim() == (3 if value.is_floating_point() else 2):
+        return value
+    raise RuntimeError(
+        "ft2 could not find the batch and the tokens of a forward: pass input_ids or "
+        "inputs_embeds, with shape (batch, tokens, ...), or either as the first argument"
+    )
 
 
 def _is_compiled(compiler: Any, module: nn.Module) -> bool:
@@ -538,3 +590,22 @@ def _tells_padding(mask: Any, rows: int) -> TypeGuard[Tensor]:
 def _cache_of(output: Any, inputs: dict[str, Any]) -> Any:
     made = cache_made_by(output)
     return cache_in(inputs) if made is None else made
+
+
+def _length_of(cache: Any) -> int | Tensor | None:
+    """Return how many tokens a cache holds; None if it does not say."""
+    length = getattr(cache, "get_seq_length", None)
+    if length is None:
+        return None
+    try:
+        cached: int | Tensor = length()
+    except ValueError:
+        # A recurrent state does not say how many tokens went into it.
+        return None
+    return cached
+
+
+def _tells_length(cache: Any) -> bool:
+    """Whether a cache that tokens went into says so; some always say none."""
+    cached = _length_of(cache)
+    return isinstance(cached, Tensor) or bool(cached)

@@ -45,7 +45,13 @@ def _extent(value: Any) -> Any:
     """What changes where the object stays: how much it holds, or how often it was written."""
     if isinstance(value, Tensor):
         return None if value.is_inference() else value._version
-    return len(value) if isinstance(value, Sized) and not isinstance(value, nn.Module) else None
+    if not isinstance(value, Sized) or isinstance(value, nn.Module):
+        return None
+    try:
+        return len(value)
+    except (TypeError, NotImplementedError):
+        # Some have the method and no length: torch's packed weights, numpy's single numbers.
+        return None
 
 
 def _is_same(before: tuple[Any, Any] | None, now: tuple[Any, Any] | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers import GenerationMixin
 
 __all__ = ["unwrap"]
 
@@ -12,8 +13,8 @@ __all__ = ["unwrap"]
 def unwrap(model: Any) -> nn.Module:
     """Return the module that holds the layers of `model`.
 
-    ``torch.compile`` and adapters (PEFT's) wrap a module in another one; the layers, and whatever
-    reaches them, belong to the module inside.
+    ``torch.compile``, adapters (PEFT's), ``DataParallel`` and classes of the user's own wrap a
+    module in another one; the layers, and whatever reaches them, belong to the module inside.
 
     Raises
     ------
@@ -30,4 +31,24 @@ def unwrap(model: Any) -> nn.Module:
     get_base_model: Any = getattr(model, "get_base_model", None)
     if inner is None and callable(get_base_model):
         inner = get_base_model()
+    if inner is None:
+        inner = _only_generating(model)
     return unwrap(inner) if isinstance(inner, nn.Module) and inner is not model else model
+
+
+def _only_generating(model: nn.Module) -> nn.Module | None:
+    """Return the one model of transformers that generates text in `model`, unless there are more.
+
+    Whatever it is wrapped in asks it: for a forward, or to generate.
+    """
+    outermost: set[nn.Module] = set()
+    seen, left = {model}, [model]
+    while left:
+        module = left.pop()
+        if isinstance(module, GenerationMixin):
+            outermost.add(module)
+            continue
+        children = set(module.children()) - seen
+        seen |= children
+        left += children
+    return outermost.pop() if len(outermost) == 1 else None

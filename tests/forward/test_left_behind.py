@@ -53,6 +53,15 @@ def test_what_a_forward_leaves_is_named(
     assert before.changed(model) == (attribute and f"0.{attribute}")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_what_says_that_it_has_a_length_and_has_none_is_left_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    before = LeftBehind(quantised)
+    quantised(torch.ones(1, 2))
+    assert before.changed(quantised) is None
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_models_of_transformers_leave_nothing(architecture: str) -> None:
     model = tiny_model(architecture)

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import ft2
-from ft2.forward import Call, Clock, Listener
+from ft2.forward import Call, Clock, Listener, cache_argument
+from ft2.forward.cache_names import cache_made_by
 from ft2.layers import unwrap
 from tests.forward.heard import Heard, listening
 from tests.tiny_models import ARCHITECTURES, tiny_model
+from tests.zoo.configs import small_model
 
 _PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
 _NEXT = torch.tensor([[11]])
@@ -46,6 +48,18 @@ def test_forwards_that_share_a_cache_are_one_call(model_type: str) -> None:
             _decode(model, _PROMPT, 3)
     assert heard.steps == [(0, 0, 5), (0, 1, 1), (0, 2, 1), (1, 0, 5), (1, 1, 1), (1, 2, 1)]
     assert [each.kind for each in heard.started] == ["loop", "loop"]
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "minimax", "xlstm"])
+def test_forwards_that_share_a_cache_that_tells_no_length_are_one_call(model_type: str) -> None:
+    model = small_model(model_type)
+    name = cache_argument(model)
+    with listening(model) as heard, torch.no_grad():
+        for _ in range(2):
+            cache = cache_made_by(model(_PROMPT, use_cache=True))
+            for _ in range(2):
+                assert cache_made_by(model(_NEXT, use_cache=True, **{name: cache})) is cache
+    assert heard.steps == [(0, 0, 5), (0, 1, 1), (0, 2, 1), (1, 0, 5), (1, 1, 1), (1, 2, 1)]
 
 
 def test_an_empty_cache_of_the_callers_starts_a_call() -> None:
@@ -231,6 +245,14 @@ def test_padding_is_read_from_a_mask_as_long_as_a_static_cache() -> None:
     assert heard.real == [[[False, True, True]], [[True, True]]]
 
 
+def test_a_token_that_the_model_puts_behind_a_padded_prompt_is_real() -> None:
+    model = small_model("xlm")
+    mask = torch.tensor([[0, 1, 1, 1, 1]])
+    with listening(model) as heard:
+        model.generate(_PROMPT, attention_mask=mask, max_new_tokens=1)
+    assert heard.real == [[[False, True, True, True, True, True]]]
+
+
 def test_inputs_without_a_batch_are_refused_in_one_sentence() -> None:
     model = tiny_model("gpt2")
     with listening(model), pytest.raises(RuntimeError, match=r"shape \(batch, tokens, \.\.\.\)"):
@@ -351,6 +373,63 @@ def test_a_clock_keeps_neither_cache_nor_model_alive() -> None:
     del model
     gc.collect()
     assert alive() is None
+
+
+class _OfOnesOwn(nn.Module):
+    """Its forward names its tokens as it likes, and its ``generate`` knows no cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny_model("llama").base_model
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, None]:
+        inputs = {"inputs_embeds" if idx.is_floating_point() else "input_ids": idx}
+        return self.model(**inputs, use_cache=False).last_hidden_state, None
+
+    def generate(self, idx: Tensor, steps: int) -> str:
+        for _ in range(steps):
+            hidden, _ = self(idx)
+            idx = torch.cat([idx, hidden[:, -1:].argmax(-1)], 1)
+        if idx.shape[1] > 7:
+            raise ValueError("too much to say")
+        return str(idx.tolist())
+
+
+def test_a_models_own_generate_is_one_call_with_a_step_for_each_forward() -> None:
+    model = _OfOnesOwn()
+    said = model.generate(_PROMPT, 2)
+    with listening(model) as heard:
+        assert model.generate(_PROMPT, 2) == said
+        with pytest.raises(ValueError, match="too much to say") as caught:
+            model.generate(_PROMPT, 3)
+    assert heard.steps == [(0, 0, 5), (0, 1, 6), (1, 0, 5), (1, 1, 6), (1, 2, 7)]
+    assert [each.kind for each in heard.finished] == ["request"]
+    assert heard.finished[0].result == said
+    assert heard.errors == [caught.value]
+
+
+@pytest.mark.parametrize(
+    ("args", "named"), [((_PROMPT,), {}), ((), {"idx": _PROMPT}), ((torch.zeros(1, 5, 16),), {})]
+)
+def test_tokens_of_another_name_are_the_first_argument(args: Any, named: Any) -> None:
+    model = _OfOnesOwn()
+    with listening(model) as heard:
+        model(*args, **named)
+    assert heard.steps == [(0, 0, 5)]
+
+
+def test_a_forward_without_tokens_says_what_to_pass() -> None:
+    model = _OfOnesOwn()
+    with listening(model), pytest.raises(RuntimeError, match="or either as the first argument"):
+        model(_PROMPT[0])
+
+
+def test_a_generate_that_is_no_method_of_the_class_is_a_loop() -> None:
+    model: Any = _OfOnesOwn()
+    model.generate = lambda ids: model(ids)[0]
+    with listening(model) as heard:
+        model.generate(_PROMPT)
+    assert [each.kind for each in heard.started] == ["loop"]
 
 
 def test_a_layer_run_outside_a_call_is_explained() -> None:

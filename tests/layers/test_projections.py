@@ -177,6 +177,23 @@ def test_a_model_with_adapters_is_the_model_inside() -> None:
     assert projections(Adapted()) == projections(model)
 
 
+class _Holding(nn.Module):
+    def __init__(self, **held: nn.Module) -> None:
+        super().__init__()
+        self.module = nn.ModuleDict(held)
+
+
+def test_a_module_that_holds_one_model_that_generates_is_the_model_inside() -> None:
+    model = tiny_model("llama")
+    assert unwrap(nn.DataParallel(model)) is model
+    assert unwrap(_Holding(model=model, same=model, other=nn.Linear(2, 2))) is model
+
+
+def test_a_module_that_holds_two_models_that_generate_is_neither() -> None:
+    two = _Holding(target=tiny_model("llama"), draft=tiny_model("llama"))
+    assert unwrap(two) is two
+
+
 def test_listing_leaves_the_model_as_it_was() -> None:
     model = tiny_model("llama")
     before = dict(vars(model))
