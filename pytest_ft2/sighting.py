@@ -6,13 +6,18 @@ it does is no part of any run: no fault hits it, and it does not move the run's 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ft2.attempt import ACTIVE_RUN
+from pytest_ft2.attempt import ACTIVE_RUN, model_definition
 from pytest_ft2.options import Settings
+
+if TYPE_CHECKING:
+    from ft2.campaign import Run
 
 __all__ = ["Sighting"]
 
@@ -22,6 +27,8 @@ class Sighting:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._begun: weakref.WeakSet[Run] = weakref.WeakSet()
+        self._wide_fixtures = 0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
@@ -30,33 +37,66 @@ class Sighting:
         run = request.config.stash.get(ACTIVE_RUN, None)
         if run is None:
             return (yield)
-        is_model = fixturedef.argname == self._settings.model_fixture
+        is_model = self._is_model(fixturedef, request)
         if fixturedef.scope == "function":
-            _reach(run.begin)
+            problem = self._begin(run)
             value = yield
             if is_model:
-                _reach(run.attach, value)
-            return value
-
-        from ft2.campaign import preserved_randomness, seed_everything
-
-        with preserved_randomness():
-            seed_everything(self._settings.seed, fixturedef.argname)
-            value = yield
-        if is_model:
-            run.meet(value)
+                problem = _problem(run.attach, value)
+        else:
+            with self._apart(run, fixturedef.argname):
+                value = yield
+            if is_model:
+                run.meet(value)
+            # One that is asked for by another of its kind is still used by that one alone.
+            is_due = run in self._begun and not self._wide_fixtures
+            problem = _problem(run.begin) if is_due else None
+        # A fixture that fails before it is set up is left half set up by pytest.
+        _fail(problem)
         return value
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
         run = item.config.stash.get(ACTIVE_RUN, None)
         if run is not None:
-            _reach(run.begin)
+            _fail(self._begin(run))
+
+    def _is_model(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> bool:
+        """Whether the fixture is the model's, and not one that another of its name overrides."""
+        name = self._settings.model_fixture
+        if fixturedef.argname != name:
+            return False
+        return fixturedef is model_definition(request._pyfuncitem, name)
+
+    def _begin(self, run: Run) -> str | None:
+        self._begun.add(run)
+        return _problem(run.begin)
+
+    @contextmanager
+    def _apart(self, run: Run, name: str) -> Generator[None, None, None]:
+        """Have a fixture of a wider scope set up apart from the run."""
+        from ft2.campaign import preserved_randomness, seed_everything
+        from ft2.forward.clock import unheard
+
+        self._wide_fixtures += 1
+        try:
+            with preserved_randomness(), nullcontext() if run.model is None else unheard(run.model):
+                seed_everything(self._settings.seed, name)
+                yield
+        finally:
+            self._wide_fixtures -= 1
 
 
-def _reach(attach: Callable[..., None], *arguments: Any) -> None:
-    """Attach, or fail the test with the sentence alone: the traceback is none of its own."""
+def _problem(attach: Callable[..., None], *arguments: Any) -> str | None:
+    """Attach; return why that cannot be done, or None."""
     try:
         attach(*arguments)
     except (TypeError, ValueError) as error:
-        pytest.fail(f"ft2: {error}", pytrace=False)
+        return f"ft2: {error}"
+    return None
+
+
+def _fail(problem: str | None) -> None:
+    """Fail the test with the sentence alone: the traceback is none of its own."""
+    if problem is not None:
+        pytest.fail(problem, pytrace=False)

@@ -276,6 +276,116 @@ def test_the_scope_of_the_model_fixture_does_not_matter(project: Project) -> Non
     assert len(found[0]) == 20
 
 
+ASKED_IN_THE_BODY = """
+import pytest
+from conftest import generate
+
+@pytest.fixture(scope="session")
+def right(model):
+    return generate(model)
+
+@pytest.fixture(scope="module")
+def right_too(request):
+    return generate(request.getfixturevalue("model"))
+
+@pytest.mark.sdc_budget(100)
+def test_answer(request):
+    right = request.getfixturevalue("right_too")
+    answer = generate(request.getfixturevalue("model"))
+    assert [answer, answer] == [right, request.getfixturevalue("right")]
+"""
+
+
+def test_a_body_that_asks_for_wide_fixtures_computes_what_it_does_when_they_exist(
+    project: Project,
+) -> None:
+    project.pytester.makepyfile(test_it=ASKED_IN_THE_BODY)
+    found = []
+    for selected in ("faults or gate", "answer"):
+        # The first to run is a chunk, and then the user's own test.
+        assert project.run(*FAULTS, "-k", selected).ret == pytest.ExitCode.OK
+        (campaign,) = project.json()["campaigns"]
+        assert campaign["golden"][0]["calls"] == 1
+        assert campaign["sdc"] > 0
+        found.append(outcomes(project))
+    assert found[0] == found[1]
+
+
+OVERRIDDEN = f"""
+import pytest
+from conftest import generate
+
+@pytest.fixture
+def other():
+    return 1
+
+@pytest.mark.sdc_budget(100)
+def test_held(model, other):
+    assert model
+
+class TestInside:
+    @pytest.fixture
+    def model(self, model):
+        return model.model
+
+    @pytest.mark.sdc_budget(100)
+    def test_answer(self, model):
+        assert generate(model) == {RIGHT}
+"""
+
+
+def test_the_model_is_what_the_last_fixture_of_its_name_returns(project: Project) -> None:
+    conftest = project.path / "conftest.py"
+    text = conftest.read_text().replace("    return Auto", "    model = Auto")
+    held = "\n    from types import SimpleNamespace\n    return SimpleNamespace(model=model)\n"
+    conftest.write_text(text + held)
+    project.pytester.makepyfile(test_it=OVERRIDDEN)
+    result = project.run(*FAULTS)
+    assert verdicts(project) == {
+        "test_it.py::test_held": "incomplete",
+        "test_it.py::TestInside::test_answer": "pass",
+    }
+    sentence = "needs the model itself, a torch.nn.Module, and was given types.SimpleNamespace"
+    result.stdout.fnmatch_lines([f"ft2: ft2 {sentence}*", "ERROR *::test_held - Failed: ft2: *"])
+    result.stdout.no_fnmatch_line("*AssertionError*")
+    result.stdout.no_fnmatch_line("*During handling of the above exception*")
+
+
+WRAPPED = f"""
+import pytest
+import torch
+from conftest import generate
+
+class Wrapper(torch.nn.Module):
+    def __init__(self, llm):
+        super().__init__()
+        self.llm = llm
+
+    def forward(self, *args, **kwargs):
+        return self.llm(*args, **kwargs)
+
+    def generate(self, *args, **kwargs):
+        return self.llm.generate(*args, **kwargs)
+
+@pytest.fixture(scope="session")
+def model(model):
+    return Wrapper(model)
+
+@pytest.mark.sdc_budget(100)
+def test_answer(model):
+    assert generate(model) == {RIGHT}
+"""
+
+
+def test_a_module_around_the_model_is_gated_like_the_model(project: Project) -> None:
+    found = []
+    for source in (RIGHT_OR_NOT.replace("BUDGET", "100"), WRAPPED):
+        project.pytester.makepyfile(test_it=source)
+        assert project.run(*FAULTS).ret == pytest.ExitCode.OK
+        found.append(outcomes(project))
+    assert found[0] == found[1]
+
+
 PIPELINE = """
 import pytest
 from tokenizers import Tokenizer
