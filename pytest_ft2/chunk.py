@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from contextlib import suppress
@@ -27,19 +28,18 @@ from pytest_ft2.crashes import batch_crashed, crashed_trials, leave_to_another_p
 from pytest_ft2.deadline import last_resort
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
 from pytest_ft2.items import ChunkItem, tear_down
-from pytest_ft2.judgement import Proof, first_line, judge, machine_error, read_proof, sticky_error
+from pytest_ft2.judgement import Proof, first_line, judge, read_proof, sticky_error
 from pytest_ft2.needed import needed_trials
 from pytest_ft2.options import SETTINGS
+from pytest_ft2.oracle import Oracle
 from pytest_ft2.plan import GatePlan, Payload
 from pytest_ft2.reports import send
 from pytest_ft2.timeouts import trial_timeout
 
 __all__ = ["run_chunk", "sample_fault"]
 
-# An assertion on one of two answers holds on noise by chance half of the time: one that holds so
-# often does not listen. Any other costs a run or two.
-_NOISES = 16
 _ERRORS_SHOWN = 5
+_MOST_OTHERS = 4
 
 _SEARCHED = pytest.StashKey[bool]()
 
@@ -56,9 +56,11 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
     send(chunk, "setup", [{"kind": "plan", "plan": chunk.campaign.plan.as_plain()}])
     started = time.perf_counter()
     run = _ChunkRun(chunk)
+    # Another chunk may follow later, where tests are shuffled.
+    is_last = not isinstance(nextitem, ChunkItem) or nextitem.campaign is not chunk.campaign
     try:
         with preserved_randomness():
-            run.run()
+            run.run(is_last=is_last)
     except RuntimeError as error:
         # A device that is lost says so whenever it is asked, be it for its random state.
         if not is_sticky(error):
@@ -70,8 +72,7 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
         shown += f"\n… and {len(errors) - _ERRORS_SHOWN} more."
     seconds = time.perf_counter() - started
     send(chunk, "call", [], failure=shown or None, skipped=run.all_skipped, seconds=seconds)
-    if not isinstance(nextitem, ChunkItem) or nextitem.campaign is not chunk.campaign:
-        # Another chunk may follow later, where tests are shuffled.
+    if is_last:
         run.goldens.forget_with_model()
     send(chunk, "teardown", [], failure=tear_down(chunk, nextitem))
     hooks.pytest_runtest_logfinish(nodeid=chunk.nodeid, location=chunk.location)
@@ -132,17 +133,29 @@ class _ChunkRun:
         self.errors: list[str] = []
         self._faults: dict[int, Fault] = {}
         self._computed: dict[int, Batched | str] = {}
+        self._oracle = Oracle(chunk, self.goldens, self._report_problem)
         self._watched = Watched(self.plan.planned, may_stop=self.plan.stop == "early")
 
-    def run(self) -> None:
-        """Run golden runs, then trials, then a golden run again; keep the harness's errors."""
+    def run(self, *, is_last: bool) -> None:
+        """Run golden runs, then trials, then look what stays; keep the harness's errors.
+
+        Parameters
+        ----------
+        is_last:
+            Whether this process runs no more of the campaign's trials next.
+        """
+        self._run_trials()
+        if is_last and self.goldens.state.tried and not self._device_is_lost():
+            self._check_what_stays()
+
+    def _run_trials(self) -> None:
         if self._device_is_lost() or not any(map(self._is_needed, self.chunk.trials)):
             return
         sets = self._sets()
         # Each set's assertion is tried once in the whole session: beside the set's first trial.
         for trial in self.chunk.trials:
             if trial < len(sets):
-                self._check_oracle(sets[trial])
+                self._oracle.check(sets[trial])
         trials = [(trial, sets[trial % len(sets)]) for trial in self._trials() if sets]
         trials = [each for each in trials if self.goldens.of_set(each[1]).golden is not None]
         if not trials:
@@ -161,9 +174,8 @@ class _ChunkRun:
                 if self._device_is_lost():
                     return
         self._announce("behind")
-        problem = self.goldens.again(trials[-1][1])
-        if problem is not None:
-            self._report_problem(problem)
+        if self.goldens.state.tried:
+            self._check_golden(self.goldens.state.tried[-1])
 
     def _is_needed(self, trial: int) -> bool:
         """Whether the campaign's first trials have not decided that this one need not run."""
@@ -224,31 +236,21 @@ class _ChunkRun:
         reasons = [golden.skipped for golden in self.goldens.state.sets.values()]
         return reasons[0] if reasons and all(reasons) else None
 
-    def _check_oracle(self, number: int) -> None:
-        """Let the model talk noise: an assertion that still holds tests nothing."""
-        golden = self.goldens.of_set(number)
-        if golden.golden is None:
-            return
-        limit = trial_timeout(self.campaign.sets[number], self.plan, golden.seconds)
-        holds = True
-        for attempt in range(_NOISES):
-            spec = RunSpec(noise=self.plan.seed + attempt)
-            result, run = self.goldens.run(number, spec, limit)
-            asserted = "call" in result.failed and not result.timed_out
-            if machine_error(result, run) is not None or sticky_error(result, run) is not None:
-                asserted = False
-            if not result.passed and (not asserted or run.attach_error is not None):
-                self._report_problem(
-                    f"Whether the assertion of {self.campaign.sets[number].nodeid} can fail was "
-                    "not found out: with noise for logits the test does not get as far "
-                    f"({result.shown})."
-                )
-                return
-            if not result.passed:
-                holds = False
-                break
-        noise: Payload = {"kind": "noise", "campaign": self.plan.key, "params": golden.label}
-        send(self.chunk, "noise", [noise | {"holds": holds}])
+    def _check_what_stays(self) -> None:
+        """Look what runs left behind: an assertion that is silent now, or another golden run."""
+        state = self.goldens.state
+        last = state.tried[-1]
+        self._oracle.check_again(last)
+        others = [number for number in dict.fromkeys(state.tried) if number != last]
+        # A campaign may have a hundred prompts; what stays mostly stays for several.
+        for number in others[:: math.ceil(len(others) / _MOST_OTHERS) or 1]:
+            self._check_golden(number)
+        state.tried.clear()
+
+    def _check_golden(self, number: int) -> None:
+        problem = self.goldens.again(number)
+        if problem is not None:
+            self._report_problem(problem)
 
     def _compute_ahead(self, trials: list[tuple[int, int]]) -> dict[int, Batched | str]:
         """Compute what can be computed together; say of each other trial why it runs alone."""
@@ -311,6 +313,9 @@ class _ChunkRun:
         if isinstance(computed, Batched):
             batch, seconds = computed.batch, seconds + computed.seconds
         self._part_with_lost_device(trial, ended)
+        tried = self.goldens.state.tried
+        # Wrong answers are what most tests remember: the set of the last one is looked at first.
+        tried.insert(len(tried) if ended.outcome is not Outcome.MASKED else 0, number)
         assert golden.golden is not None
         proof = ended.proof
         record: Payload = {
@@ -334,14 +339,19 @@ class _ChunkRun:
         }
         if ended.error is not None:
             self.errors.append(f"Trial {trial}: {ended.error}")
-        if self._watched.takes(trial, isinstance(computed, Batched)):
+        # Of a trial without an outcome there is nothing to compare.
+        comparable = isinstance(computed, Batched) and ended.outcome is not None
+        if self._watched.takes(trial, comparable):
             record["alike"] = self._watch(trial, number, fault, ended)
         send(self.chunk, "trial", [record])
 
-    def _watch(self, trial: int, number: int, fault: Fault, batched: _Ended) -> bool:
-        """Run a batched trial again, alone; return whether it ends alike."""
+    def _watch(self, trial: int, number: int, fault: Fault, batched: _Ended) -> bool | None:
+        """Run a batched trial again, alone; return whether it ends alike, None if it cannot."""
         alone = self._end(number, fault)
         self._part_with_lost_device(trial, alone)
+        if alone.error is not None:
+            self._report_problem(f"In trial {trial}, when it ran again alone, {alone.error}")
+            return None
         same = alone.outcome is batched.outcome
         calls = self.goldens.of_set(number).calls
         if not same and calls is not None and not calls.is_half:

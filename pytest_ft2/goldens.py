@@ -71,12 +71,20 @@ class CampaignState:
         is given up.
     ends_with_model:
         Whether it is given up when the model's fixture is torn down.
+    tried:
+        Numbers of the sets whose trials ran since it was looked for what they left behind; that of
+        the last trial that failed comes last.
+    deaf:
+        Numbers of the sets whose assertion was not seen to fail on noise: asking again costs many
+        runs, and tells nothing more.
     """
 
     by_item: dict[int, str] = field(default_factory=dict)
     ahead: Ahead | None = None
     ends_with_model: bool = False
     sets: dict[int, GoldenSet] = field(default_factory=dict)
+    tried: list[int] = field(default_factory=list)
+    deaf: set[int] = field(default_factory=set)
 
 
 def state_of(campaign: Campaign) -> CampaignState:
@@ -161,12 +169,12 @@ class GoldenRunner:
         if not result.passed or golden is None:
             return (
                 f"After the trials the fault-free test {name} fails ({result.shown}): something a "
-                "trial did stays behind; use function-scoped fixtures for what the test changes."
+                "run did stays behind; use function-scoped fixtures for what the test changes."
             )
         if known.golden is None or golden.digest != known.golden.digest:
             return (
                 f"After the trials the fault-free test {name} gets other answers from the model "
-                "than before: something a trial did stays behind; use function-scoped fixtures for "
+                "than before: something a run did stays behind; use function-scoped fixtures for "
                 "what the test changes."
             )
         return None

@@ -61,10 +61,12 @@ def judge(
     if proof.lost is not None:
         shown = first_line(str(proof.lost))
         return None, f"the device was lost, and with it the proof that the fault landed ({shown})."
+    # An error that the test provokes and handles without any fault too is none that a fault brings.
+    model_raised = len(run.errors) > usual_errors
     for phase, (raised, line) in result.failed.items():
         if isinstance(raised, TrialTimeout) or result.timed_out:
             continue
-        if phase != "call" and run.error is None:
+        if phase != "call" and not model_raised:
             return None, f"the {phase} of the test failed, not its assertion ({line})."
     if result.skipped is not None:
         return None, f"the test skipped only with the fault ({result.skipped})."
@@ -80,8 +82,7 @@ def judge(
         )
     if not proof.landed:
         return None, "the fault did not land, the value's bits are as before."
-    # An error that the test provokes and handles without any fault too is none that a fault brings.
-    raised_by_fault = len(run.errors) > usual_errors or sticky_error(result, run) is not None
+    raised_by_fault = model_raised or sticky_error(result, run) is not None
     return outcome_of(result.passed, raised_by_fault, result.timed_out), None
 
 

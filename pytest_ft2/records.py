@@ -32,6 +32,8 @@ class CampaignRecords:
         The chunks that ran to their end.
     noise_holds:
         Of each parameter set that was tried, whether its assertion holds on noise.
+    deafened:
+        The parameter sets whose assertion holds on noise after trials.
     """
 
     plan: GatePlan
@@ -41,6 +43,7 @@ class CampaignRecords:
     trials: dict[int, Payload] = field(default_factory=dict)
     golden: dict[str, list[Payload]] = field(default_factory=dict)
     noise_holds: dict[str, bool] = field(default_factory=dict)
+    deafened: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     running: dict[str, Payload] = field(default_factory=dict)
     crashes: dict[str, list[int | None]] = field(default_factory=dict)
@@ -65,6 +68,8 @@ class CampaignRecords:
         elif kind == "noise":
             params = payload["params"]
             self.noise_holds[params] = payload["holds"] or self.noise_holds.get(params, False)
+        elif kind == "deafened":
+            self.deafened.add(payload["params"])
         elif kind == "problem":
             self.note(payload["sentence"])
 

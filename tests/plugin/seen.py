@@ -14,8 +14,8 @@ __all__ = ["DEBUGGER", "FAULTS", "PLAIN", "RUNS", "Gated", "assert_passes", "run
 
 FAULTS = 20
 
-# The user's own item, the chunk's golden run, noise, the trials, and a golden run at the end.
-RUNS = FAULTS + 4
+# The user's own item, the chunk's golden run, noise, the trials, a golden run and noise at the end.
+RUNS = FAULTS + 5
 
 PLAIN = """
 @GATE

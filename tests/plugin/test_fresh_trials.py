@@ -190,8 +190,8 @@ def test_answer(model, whole_module, letter):
     seen = Counter(run.notes)
     for scope in ("session", "module"):
         assert seen[f"{scope} up"] == seen[f"{scope} down"] == 1
-    # Two items, two golden runs, noise for both, the trials, the golden run at the end.
-    assert seen["run up"] == seen["run down"] == FAULTS + 7
+    # Two items, two golden runs, noise for both, the trials; both golden runs and noise at the end.
+    assert seen["run up"] == seen["run down"] == FAULTS + 9
     assert {trial["params"] for trial in run.campaign["trials"]} == {"a", "b"}
     letters = [note for note in run.notes if note in ("a", "b")]
     assert letters[6 : 6 + FAULTS] == ["a", "b"] * (FAULTS // 2)

@@ -220,6 +220,18 @@ def test_a_set_with_trials_that_was_not_tried_on_noise_makes_the_verdict_incompl
     assert decided([*heard, noise(params="b")], two)[0] == "pass"
 
 
+def test_an_assertion_that_holds_on_noise_after_trials_makes_the_verdict_incomplete() -> None:
+    deafened = {"kind": "deafened", "campaign": KEY, "params": ""}
+    name, reason = decided([*all_well(), deafened])
+    assert name == "incomplete"
+    assert reason.startswith(f"After the trials the assertion of {KEY} holds when the model talks")
+    # One that held before, be it in another process, is not told to have failed then.
+    name, reason = decided([deafened, *all_well(), noise(holds=True)])
+    assert name == "incomplete"
+    assert reason.startswith("This assertion holds when the model talks noise")
+    assert "After the trials" not in reason
+
+
 def test_a_protection_that_never_left_the_first_token_makes_the_verdict_incomplete() -> None:
     name, reason = decided([golden(left_first_token=False), *all_well()[1:]])
     assert name == "incomplete"
@@ -370,6 +382,23 @@ def test_sets_answered_wrongly_are_excluded_and_half_must_remain() -> None:
     name, reason = decided([*goldens, *all_well()[1:]], three)
     assert name == "incomplete"
     assert "Only 1 of 3 parameter sets are answered rightly without a fault" in reason
+
+
+@pytest.mark.parametrize("also", [golden("a"), trial(0, params="a")])
+def test_a_set_left_out_in_one_process_and_not_in_another_makes_the_verdict_incomplete(
+    also: dict[str, Any],
+) -> None:
+    two = plan(golden="exclude", sets=("a", "b"))
+    trials = [trial(number, params="b") for number in range(4)]
+    left_out = golden("a", passed=False, wrong_answer=True, problem="wrong")
+    payloads = [left_out, golden("b"), noise(params="a"), noise(params="b")]
+    assert decided([*payloads, *trials], two)[0] == "pass"
+    name, reason = decided([*payloads, also, *trials], two)
+    assert name == "incomplete"
+    assert reason.startswith(
+        f"The golden run {KEY} [a] passes in one run and fails in another, so whether to leave it "
+        "out is not known: make it independent of what ran before."
+    )
 
 
 def test_a_set_whose_fixture_fails_is_not_excluded() -> None:

@@ -358,7 +358,7 @@ def test_answer(model, wide):
     assert generate(model) == {RIGHT}
 """
 
-# The user's item, golden run, protected run, noise, 4 trials, and a golden run at the end.
+# The user's item, golden run, protected run, noise, 4 trials, a golden run and noise at the end.
 HANGING_RUNS = {
     2: "The golden run test_it.py::test_answer takes longer than its timeout, without any fault (",
     3: "Protection ft2 alone, without a fault, makes test_it.py::test_answer fail (",

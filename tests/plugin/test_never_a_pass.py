@@ -31,7 +31,10 @@ def test_zero_trials_in_a_marker(project: Project) -> None:
     result = project.run("--ft2-faults=20")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(
-        ["*test_answer: sdc_budget: faults should be None or a whole number from 1, not 0."]
+        [
+            "*test_answer: sdc_budget: faults should be None or a whole number from 1 to 10000000, "
+            "not 0."
+        ]
     )
 
 
@@ -179,9 +182,10 @@ def test_answer(model, checked):
         "This assertion holds for 1 of 3 parameter sets (False) when the model talks noise, so it "
         "cannot see a wrong answer: assert on what the model says.",
     )
-    # A set that asserts costs one run with noise, beside its item, its golden run and its trials.
+    # A set that asserts costs one run with noise, beside its item, its golden run and its trials;
+    # behind them all sets are golden again, and the one of the last trial that failed talks noise.
     trials = [trial["params"] for trial in run.campaign["trials"]]
-    assert run.notes.count(True) == 2 * 3 + trials.count("True0") + trials.count("True1")
+    assert run.notes.count(True) == 2 * 3 + trials.count("True0") + trials.count("True1") + 3
 
 
 def test_the_assertions_of_all_parameter_sets_are_tried_wherever_their_trials_run(
@@ -576,9 +580,59 @@ def test_answer(model):
     assert_incomplete(run, "After the trials the fault-free test test_it.py::test_answer ")
     assert sentence in run.reason
     assert (
-        "something a trial did stays behind; use function-scoped fixtures for what the test "
+        "something a run did stays behind; use function-scoped fixtures for what the test "
         "changes." in run.reason
     )
+
+
+def test_an_assertion_that_a_failing_run_silences(project: Project) -> None:
+    run = run_gated(
+        project,
+        """
+SAID = []
+
+@GATE
+def test_answer(model):
+    if generate(model) != RIGHT and not SAID:
+        SAID.append("wrong")
+        pytest.fail("wrong")
+""",
+    )
+    assert_incomplete(
+        run,
+        "After the trials the assertion of test_it.py::test_answer holds when the model talks "
+        "noise, though it failed before: something a run did stays behind; use function-scoped "
+        "fixtures for what the test changes.",
+    )
+    assert run.outcomes == ["masked"] * FAULTS
+
+
+def test_what_stays_behind_for_some_parameter_sets_is_looked_for(project: Project) -> None:
+    run = run_gated(
+        project,
+        """
+SAID = [set(), set(), set()]
+
+@GATE
+@pytest.mark.parametrize("number", range(4))
+def test_answer(model, number):
+    note(number)
+    answer = generate(model)
+    if number == 3:
+        assert answer[:6] == RIGHT[:6]
+    else:
+        SAID[number].add(tuple(answer))
+        assert SAID[number] == {tuple(RIGHT)}
+""",
+        "--ft2-chunk=8",
+        faults=24,
+    )
+    assert_incomplete(run, "After the trials the fault-free test test_it.py::test_answer[")
+    # The items, golden runs and noise of four sets; in each chunk 8 trials and a golden run.
+    assert len(run.notes) == 4 * 3 + 3 * (8 + 1) + 1 + 3
+    # At the end noise for the set of the last trial that failed, and golden runs of the others.
+    assert len(set(run.notes[-4:])) == 4
+    assert run.notes[-4] == run.notes[-5]
 
 
 UNKNOWN = """

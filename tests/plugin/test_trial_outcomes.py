@@ -146,9 +146,12 @@ def test_answer(model, service):
 def test_an_error_while_tearing_down_a_trial_makes_the_verdict_incomplete(
     project: Project,
 ) -> None:
+    # That the model raises an error, as it does without any fault, makes it no outcome.
     run = run_gated(
         project,
         """
+import torch
+
 RUNS = []
 
 @pytest.fixture
@@ -160,11 +163,43 @@ def service():
 
 @GATE
 def test_answer(model, service):
+    with pytest.raises(IndexError):
+        model(torch.tensor([[10**6]]))
     assert generate(model) == RIGHT
 """,
     )
     assert run.verdict == "incomplete"
     assert "the teardown of the test failed, not its assertion" in run.reason
+    assert run.outcomes.count(None) == 1
+
+
+def test_a_batched_trial_without_an_outcome_is_not_compared_with_itself_alone(
+    project: Project,
+) -> None:
+    # Trial 0, and trial 1 when it is run again alone in its place.
+    run = run_gated(
+        project,
+        """
+RUNS = []
+
+@pytest.fixture
+def service():
+    yield
+    RUNS.append(1)
+    if len(RUNS) in (4, 6):
+        raise ConnectionError("the service is away")
+
+@GATE
+def test_answer(model, service):
+    assert generate(model) == RIGHT
+""",
+        "--ft2-batch=64",
+    )
+    assert run.verdict == "incomplete"
+    assert "In trial 0 the teardown of the test failed" in run.reason
+    assert "In trial 1, when it ran again alone, the teardown of the test failed" in run.reason
+    assert "differently" not in run.reason
+    assert [trial.get("alike") for trial in run.campaign["trials"]].count(True) == 4
 
 
 MEMORY = {
