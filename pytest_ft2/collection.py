@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ def campaign_items(
                 "sdc_budget on some parameter sets alone would leave the others out of the gate: "
                 'put it on the function, with per="params" for a gate each'
             )
+        _check_ids(functions)
         groups = _groups(functions, settings)
         budgets = [read_mark(_mark(members[0])) for members in groups.values()]
     except ValueError as error:
@@ -77,8 +79,9 @@ def late_marks(items: Iterable[pytest.Item]) -> str | None:
         if mark is not None and not ours and item.stash.get(_COLLECTED, None) != mark:
             return (
                 f"{item.nodeid} got its sdc_budget marker after it was collected (by a "
-                "pytest_collection_modifyitems or pytest_itemcollected hook), too late for a gate: "
-                "put the marker on the function, on its class, or in its module's pytestmark"
+                "pytest_collection_modifyitems or pytest_itemcollected hook, or while it ran), too "
+                "late for a gate: put the marker on the function, on its class, or in its module's "
+                "pytestmark"
             )
     return None
 
@@ -138,6 +141,17 @@ def _groups(
             )
         groups.setdefault(key, []).append(item)
     return groups
+
+
+def _check_ids(functions: list[pytest.Function]) -> None:
+    """Refuse parameter sets that cannot be told apart; stacked ones can make the same id."""
+    times = Counter(function.name for function in functions)
+    name, most = times.most_common(1)[0]
+    if most > 1:
+        raise ValueError(
+            f"{most} parameter sets are all called {name}, and a gate tells them apart by their "
+            "names: give their parameters other ids"
+        )
 
 
 def _check_function(function: pytest.Function) -> None:

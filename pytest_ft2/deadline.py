@@ -144,9 +144,10 @@ class Deadline:
             self.expired = True
         return isinstance(error, TrialTimeout)
 
-    def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
+    def _raise(self, number: int, frame: FrameType | None) -> None:
         self.expired = True
-        raise TrialTimeout(f"it took longer than {self._seconds:g} s")
+        if not _is_at_the_edge(frame):
+            raise TrialTimeout(f"it took longer than {self._seconds:g} s")
 
     def _guard_exit(self) -> None:
         owner, leave = os.getpid(), self._exit
@@ -162,6 +163,18 @@ class Deadline:
             leave(status)
 
         os._exit = leave_with_failure
+
+
+_EDGES = (Deadline.__enter__.__code__, Deadline.__exit__.__code__)
+
+
+def _is_at_the_edge(frame: FrameType | None) -> bool:
+    """Whether a context is being entered or left, where nobody would catch what is raised."""
+    while frame is not None:
+        if frame.f_code in _EDGES:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _stderr_fileno() -> int:

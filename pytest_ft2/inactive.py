@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
+
+from pytest_ft2.marks import is_gated, note_whether_gated
 
 __all__ = ["Inactive"]
 
@@ -13,8 +17,16 @@ class Inactive:
     def __init__(self) -> None:
         self._marked: set[str] = set()
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        note_whether_gated(item, report)
+        return report
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if "sdc_budget" in report.keywords:
+        if is_gated(report):
             self._marked.add(report.nodeid)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

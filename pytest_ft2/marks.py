@@ -9,9 +9,17 @@ from typing import Any, Literal
 
 import pytest
 
-from pytest_ft2.options import FAULT_MODELS, PROTECTIONS
+from pytest_ft2.options import FAULT_MODELS, MOST_FAULTS, PROTECTIONS
 
-__all__ = ["MARK", "SIGNATURE", "SdcBudget", "check_items", "read_mark"]
+__all__ = [
+    "MARK",
+    "SIGNATURE",
+    "SdcBudget",
+    "check_items",
+    "is_gated",
+    "note_whether_gated",
+    "read_mark",
+]
 
 MARK = "sdc_budget"
 _ONE_OF_THEM = ("protected_model", "unprotected_model")
@@ -76,11 +84,18 @@ def read_mark(mark: pytest.Mark) -> SdcBudget:
     )
     faults = given["faults"]
     _check(
-        faults is None or (isinstance(faults, int) and not isinstance(faults, bool) and faults > 0),
+        faults is None or (isinstance(faults, int) and _is_number(faults, 1, MOST_FAULTS)),
         "faults",
         given,
-        "None or a whole number from 1",
+        f"None or a whole number from 1 to {MOST_FAULTS}",
     )
+    # What travels on a report is plain: no subclass of float, int or str, such as an enumeration.
+    plain: dict[str, Any] = {
+        "percent": float(given["percent"]),
+        "due_budget": float(given["due_budget"]),
+        "confidence": None if confidence is None else float(confidence),
+        "faults": None if faults is None else int(faults),
+    }
     for name, choices in (
         ("fault_model", (None, *FAULT_MODELS)),
         ("protection", (None, *PROTECTIONS)),
@@ -88,11 +103,8 @@ def read_mark(mark: pytest.Mark) -> SdcBudget:
         ("per", ("model", "params")),
     ):
         _check(given[name] in choices, name, given, f"one of {', '.join(map(repr, choices))}")
-    exact = {
-        "percent": float(given["percent"]),
-        "confidence": None if confidence is None else float(confidence),
-    }
-    return SdcBudget(**{**given, **exact})
+        plain[name] = choices[choices.index(given[name])]
+    return SdcBudget(**plain)
 
 
 def check_items(items: Iterable[object]) -> None:
@@ -116,6 +128,19 @@ def check_items(items: Iterable[object]) -> None:
                     )
             except ValueError as error:
                 raise pytest.Collector.CollectError(f"{item.nodeid}: {error}.") from None
+
+
+def note_whether_gated(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Have a report say whether its item carries the marker.
+
+    A report's keywords do not tell: they hold the names of folders too.
+    """
+    report.ft2_gated = item.get_closest_marker(MARK) is not None  # type: ignore[attr-defined]
+
+
+def is_gated(report: pytest.TestReport) -> bool:
+    """Whether a report is one on an item that carries the marker."""
+    return getattr(report, "ft2_gated", False)
 
 
 def _is_number(value: Any, least: float, most: float) -> bool:

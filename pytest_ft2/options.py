@@ -16,6 +16,7 @@ __all__ = [
     "CORRECTIONS",
     "ENCODINGS",
     "FAULT_MODELS",
+    "MOST_FAULTS",
     "PROFILED_PROTECTIONS",
     "PROTECTIONS",
     "SETTINGS",
@@ -41,6 +42,11 @@ CORRECTIONS = ("clip", "zero")
 ENCODINGS = ("fp16", "bf16", "fp32", "fp64", "fp8-e4m3", "fp8-e5m2")
 STOPS = ("never", "early")
 SAMPLINGS = ("uniform", "stratified")
+MOST_FAULTS = 10_000_000
+# Noise is drawn with up to 16 more, and torch takes no seed of more than 64 bits.
+_MOST_SEED = 2**64 - 1 - 16
+# The system's timers know an end.
+_MOST_SECONDS = 1_000_000
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 
@@ -104,10 +110,11 @@ class _Option:
         return "ft2_" + self.name
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _whole(least: int, most: float = math.inf) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < least:
-            raise ValueError(f"should be a whole number from {least}")
+        if not text.strip().isdecimal() or not least <= int(text) <= most:
+            up_to = "" if most == math.inf else f" to {most}"
+            raise ValueError(f"should be a whole number from {least}{up_to}")
         return int(text)
 
     return read
@@ -118,8 +125,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise ValueError("should be a number of seconds above 0")
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise ValueError(f"should be a number of seconds above 0, up to {_MOST_SECONDS}")
     return seconds
 
 
@@ -134,7 +141,7 @@ def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
 
 def _file_to_write(text: str) -> Path:
     path = Path(text).absolute()
-    if path.is_dir() or not path.parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.parent):
         raise ValueError("should be a file in a directory that exists")
     return path
 
@@ -165,7 +172,7 @@ _OPTIONS = (
         "N",
         "trials per gate, one fault each; 0: no campaign",
         "0",
-        _whole(0),
+        _whole(0, MOST_FAULTS),
         shapes_a_trial=True,
     ),
     _Option(
@@ -207,7 +214,7 @@ _OPTIONS = (
         "S",
         "whole number that determines every fault",
         "0",
-        _whole(0),
+        _whole(0, _MOST_SEED),
         shapes_a_trial=True,
     ),
     _Option(

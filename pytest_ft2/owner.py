@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Generator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from _pytest._code.code import ReprFileLocation, TerminalRepr
 from _pytest._io import TerminalWriter
 
-from ft2.report import SPACE, CampaignResult, markdown_page, notes, table, write_document
+from ft2.report import SPACE, CampaignResult, notes, table
 from pytest_ft2.batching import Batching
+from pytest_ft2.files import Files
 from pytest_ft2.ledger import CampaignLedger, Ledger
+from pytest_ft2.marks import is_gated
 from pytest_ft2.options import Settings
 from pytest_ft2.plan import Payload
 from pytest_ft2.reports import payloads
@@ -23,7 +23,10 @@ from pytest_ft2.reports import payloads
 __all__ = ["Owner"]
 
 _PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
-_GATE = re.compile(r".*[\[-]gate\](@.*)?")
+_GATE = re.compile(r".*[\[-]gate\]")
+
+# An id that ends as ours do has no group behind it, whatever its parameters' ids hold.
+_GROUPED = re.compile(r"(?P<plain>.*[\[-](gate|faults-\d+-\d+)\])(@.*)?")
 
 
 class _Sentence(TerminalRepr):
@@ -48,8 +51,10 @@ class Owner:
         self._batching: dict[str, Batching] = defaultdict(Batching)
         self.ids: Sequence[str] = ()
         self._config = config
-        self._settings = settings
+        self._files = Files(settings.json)
+        self._has_groups = config.getoption("dist", "no") == "loadgroup"
         self._reported: set[str] = set()
+        self._key_of_gate: dict[str, str] = {}
         self._ended: set[str] = set()
         self.interrupted = False
         self._nodes: dict[str, Any] = {}
@@ -58,23 +63,30 @@ class Owner:
         self._internal_error = False
         self._finished = False
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        if not session.config.option.collectonly:
+            self._files.make_way()
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.items:
             self.ids = [item.nodeid for item in session.items]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._reported.add(report.nodeid)
-        self._saw_gated_test = self._saw_gated_test or "sdc_budget" in report.keywords
+        self._saw_gated_test = self._saw_gated_test or is_gated(report)
         if hasattr(report, "node"):
             self._nodes[report.nodeid] = report.node
         for payload in payloads(report):
-            self.ledger.add(payload, _without_group(report.nodeid))
+            self.ledger.add(payload, self._without_group(report.nodeid))
+            if report.when == "plan":  # type: ignore[comparison-overlap]
+                self._key_of_gate[report.nodeid] = payload["plan"]["key"]
             if payload["kind"] == "trial":
                 self._batching[payload["campaign"]].add(payload)
             if payload.get("teardown_failure"):
                 self._teardown_failures[report.nodeid] = payload["teardown_failure"]
         if report.when == "teardown":
-            self._ended.add(_without_group(report.nodeid))
+            self._ended.add(self._without_group(report.nodeid))
 
     def pytest_internalerror(self) -> None:
         self._internal_error = True
@@ -83,9 +95,6 @@ class Owner:
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
         if session.config.option.collectonly:
             return (yield)
-        if self._settings.json is not None:
-            # Whatever ends this process early must not leave an older run's verdicts behind.
-            self._settings.json.unlink(missing_ok=True)
         try:
             result = yield
         except BaseException as error:
@@ -108,24 +117,27 @@ class Owner:
         if asked and self._nothing_is_gated(results) and session.exitstatus == pytest.ExitCode.OK:
             # A misspelt marker must not look like a gate that passed.
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-        if self._settings.json is not None:
-            write_document(self._settings.json, results, self.ledger.environment)
-        page = os.environ.get("GITHUB_STEP_SUMMARY")
-        if page and results:
-            with Path(page).open("a", encoding="utf-8") as file:
-                file.write(markdown_page(results))
+        self._files.write(results, self.ledger.environment)
+        if self._files.unwritten and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         results = self.results()
-        if not results:
-            if self.ids and not self._config.option.collectonly:
-                terminalreporter.write_line(
-                    "ft2: no gate ran, the selected tests are some of its parameter sets only: "
-                    "select the test's name, without brackets"
-                    if self._saw_gated_test
-                    else "ft2: no gate ran: mark a test with @pytest.mark.sdc_budget(PERCENT)"
-                )
-            return
+        if results:
+            self._summarise(results, terminalreporter)
+        elif self.ids and not self._config.option.collectonly:
+            terminalreporter.write_line(
+                "ft2: no gate ran, the selected tests are some of its parameter sets only: "
+                "select the test's name, without brackets"
+                if self._saw_gated_test
+                else "ft2: no gate ran: mark a test with @pytest.mark.sdc_budget(PERCENT)"
+            )
+        for sentence in self._files.unwritten:
+            terminalreporter.write_line(f"ft2: {sentence}", red=True)
+
+    def _summarise(
+        self, results: list[CampaignResult], terminalreporter: pytest.TerminalReporter
+    ) -> None:
         terminalreporter.section("silent data corruption (ft2)")
         for line in table(results).splitlines():
             terminalreporter.write_line(line)
@@ -161,29 +173,28 @@ class Owner:
         dict or None
             As :meth:`CampaignRecords.crashed` returns it, for the trial or batch that it died in.
         """
-        chunk_id = _without_group(nodeid)
+        chunk_id = self._without_group(nodeid)
         for campaign in self.ledger.campaigns.values():
             if chunk_id in map(campaign.plan.chunk_id, campaign.plan.chunks):
                 return None if self.interrupted else campaign.crashed(chunk_id)
         return None
 
     def _undecided(self) -> bool:
-        return any(_GATE.fullmatch(nodeid) and nodeid not in self._ended for nodeid in self.ids)
+        plain = map(self._without_group, self.ids)
+        return any(_GATE.fullmatch(nodeid) and nodeid not in self._ended for nodeid in plain)
 
     def _emit_gates(self, *, finished: bool) -> None:
-        for campaign in self.ledger.campaigns.values():
-            self._see_selection(campaign)
-        for nodeid in self.ids:
-            if _GATE.fullmatch(nodeid) is None:
-                continue
-            planned = [
-                campaign
-                for campaign in self.ledger.campaigns.values()
-                if _without_group(nodeid) == campaign.plan.gate_id
-            ]
-            if planned:
-                self._emit_gate(nodeid, planned[0], finished=finished)
-            elif finished and nodeid not in self._reported:
+        for each in self.ledger.campaigns.values():
+            self._see_selection(each)
+        by_gate = {each.plan.gate_id: each for each in self.ledger.campaigns.values()}
+        for nodeid in dict.fromkeys([*self.ids, *self._key_of_gate]):
+            plain = self._without_group(nodeid)
+            # What a gate said itself holds, whatever its name looks like.
+            key = self._key_of_gate.get(nodeid)
+            campaign = by_gate.get(plain) if key is None else self.ledger.campaigns[key]
+            if campaign is not None:
+                self._emit_gate(nodeid, campaign, finished=finished)
+            elif finished and _GATE.fullmatch(plain) and nodeid not in self._reported:
                 path = nodeid.partition("::")[0]
                 sentence = (
                     "No worker got as far as this gate's first trial, so nothing was tested: look "
@@ -191,12 +202,17 @@ class Owner:
                 )
                 self._emit(nodeid, (path, None, nodeid.partition("::")[2]), sentence)
 
+    def _without_group(self, nodeid: str) -> str:
+        """Return a node id without the group that ``--dist loadgroup`` adds to it."""
+        found = _GROUPED.fullmatch(nodeid) if self._has_groups else None
+        return nodeid if found is None else found["plain"]
+
     def _see_selection(self, campaign: CampaignLedger) -> None:
         plan = campaign.plan
-        ids = set(map(_without_group, self.ids))
+        ids = set(map(self._without_group, self.ids))
         chunks = {plan.chunk_id(trials): trials for trials in plan.chunks}
         campaign.selected = {trial for name in chunks.keys() & ids for trial in chunks[name]}
-        campaign.gate_selected = plan.gate_id in ids
+        campaign.gate_selected = plan.gate_id in ids or plan.key in self._key_of_gate.values()
         campaign.ended_chunks = chunks.keys() & self._ended
         campaign.ended = chunks.keys() & ids <= self._ended
 
@@ -246,9 +262,3 @@ class Owner:
                 report.node = self._nodes[nodeid]  # type: ignore[attr-defined]
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
-
-
-def _without_group(nodeid: str) -> str:
-    """Return a node id without the group that ``--dist loadgroup`` adds to it."""
-    name, at, _ = nodeid.rpartition("@")
-    return name if at and name.endswith("]") else nodeid

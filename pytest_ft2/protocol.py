@@ -10,9 +10,10 @@ from pytest_ft2.collection import late_marks
 from pytest_ft2.deadline import keep_stderr, release_stderr
 from pytest_ft2.golden_items import adopt
 from pytest_ft2.items import ChunkItem, GateItem, tear_down
+from pytest_ft2.marks import note_whether_gated
 from pytest_ft2.options import Settings
 from pytest_ft2.reports import send
-from pytest_ft2.selection import put_chunks_in_order
+from pytest_ft2.selection import put_chunks_in_order, refused_selection
 
 __all__ = ["Campaigns"]
 
@@ -35,9 +36,9 @@ class Campaigns:
     ) -> Generator[None, None, None]:
         yield
         # Behind every other plugin's hook, those that ask to be last included.
-        late = late_marks(items)
-        if late is not None:
-            _refuse(config, late)
+        problem = late_marks(items) or refused_selection(config, items)
+        if problem is not None:
+            _refuse(config, problem)
             items.clear()
         if self._settings.stop == "early" or self._settings.sampling == "stratified":
             # Shuffled, the first trials, which decide on the others, would be among the last.
@@ -45,6 +46,19 @@ class Campaigns:
         for item in items:
             if isinstance(item, GateItem):
                 adopt(item.campaign)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        late = late_marks([item])
+        if late is None:
+            note_whether_gated(item, report)
+        elif call.when != "teardown":
+            # Whatever the test expects to happen to it, this is not it.
+            report.outcome, report.longrepr = "failed", late
+        return report
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> object:

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_ft2.items import ChunkItem, GateItem
 
-__all__ = ["FailedGates", "put_chunks_in_order"]
+__all__ = ["FailedGates", "put_chunks_in_order", "refused_selection"]
 
 
 class FailedGates:
@@ -68,6 +68,17 @@ class _KeptBack:
             self._kept[gate] = chunks
             there.difference_update(chunks)
         items[:] = [item for item in items if item in there]
+
+
+def refused_selection(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    """Return a sentence on an option that no gate can be selected with, or None."""
+    # It remembers one failed test, and leaves out all before it: a gate's trials, other gates.
+    if config.getoption("stepwise", False) and any(isinstance(item, GateItem) for item in items):
+        return (
+            "--stepwise leaves out what ran before the test that failed, and with it a failed "
+            "gate's trials: use --lf, or --ft2-faults=0 to step through the tests without faults"
+        )
+    return None
 
 
 def put_chunks_in_order(items: list[pytest.Item]) -> None:

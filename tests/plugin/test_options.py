@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from enum import Enum, IntEnum
 from pathlib import Path
 
 import pytest
@@ -33,20 +34,23 @@ FLAGS = [
 ]
 
 BAD = [
-    ("faults", "many", "should be a whole number from 0"),
-    ("faults", "-1", "should be a whole number from 0"),
-    ("faults", "1.5", "should be a whole number from 0"),
+    ("faults", "many", "should be a whole number from 0 to 10000000"),
+    ("faults", "-1", "should be a whole number from 0 to 10000000"),
+    ("faults", "1.5", "should be a whole number from 0 to 10000000"),
+    ("faults", "10000001", "should be a whole number from 0 to 10000000"),
     ("fault-model", "3-bit", "should be one of 1-bit, 2-bit, exp"),
     ("protection", "magic", f"should be one of {', '.join(options.PROTECTIONS)}"),
     ("bounds", "no/such/file.json", "should be a file that is there"),
     ("correction", "round", "should be one of clip, zero"),
-    ("seed", "x", "should be a whole number from 0"),
+    ("seed", "x", "should be a whole number from 0 to 18446744073709551599"),
+    ("seed", str(2**64), "should be a whole number from 0 to 18446744073709551599"),
     ("sampling", "wise", "should be one of uniform, stratified"),
     ("chunk", "0", "should be a whole number from 1"),
     ("encoding", "fp7", "should be one of fp16, bf16, fp32, fp64, fp8-e4m3, fp8-e5m2"),
-    ("trial-timeout", "0", "should be a number of seconds above 0"),
-    ("trial-timeout", "inf", "should be a number of seconds above 0"),
-    ("trial-timeout", "soon", "should be a number of seconds above 0"),
+    ("trial-timeout", "0", "should be a number of seconds above 0, up to 1000000"),
+    ("trial-timeout", "1e300", "should be a number of seconds above 0, up to 1000000"),
+    ("trial-timeout", "inf", "should be a number of seconds above 0, up to 1000000"),
+    ("trial-timeout", "soon", "should be a number of seconds above 0, up to 1000000"),
     ("json", "no/such/folder/out.json", "should be a file in a directory that exists"),
     ("json", ".", "should be a file in a directory that exists"),
     ("replay", "test_it.py", "should read TEST#TRIAL, such as test_qa.py::test_capital#137"),
@@ -101,7 +105,9 @@ def test_a_bad_value_in_the_ini_file_is_refused_with_one_sentence(
 def test_an_option_without_a_value_is_refused(bare: pytest.Pytester) -> None:
     result = bare.runpytest_inprocess("--ft2-faults=")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "--ft2-faults: should be a whole number from 0, not ''" in result.stderr.str()
+    assert (
+        "--ft2-faults: should be a whole number from 0 to 10000000, not ''" in result.stderr.str()
+    )
 
 
 def test_the_help_shows_every_option_with_its_default_and_its_ini_twin(
@@ -220,8 +226,9 @@ BAD_MARKERS = [
     ("1, confidence=95", "confidence should be None or a number between 0.5 and 1, such as 0.95"),
     ("1, confidence=1", "confidence should be None or a number between 0.5 and 1, such as 0.95"),
     ("1, confidence=0.5", "confidence should be None or a number between 0.5 and 1"),
-    ("1, faults=0", "faults should be None or a whole number from 1, not 0"),
-    ("1, faults=2.0", "faults should be None or a whole number from 1, not 2.0"),
+    ("1, faults=0", "faults should be None or a whole number from 1 to 10000000, not 0"),
+    ("1, faults=2.0", "faults should be None or a whole number from 1 to 10000000, not 2.0"),
+    ("1, faults=10**7 + 1", "faults should be None or a whole number from 1 to 10000000, not"),
     ("1, fault_model='3-bit'", "fault_model should be one of None, '1-bit', '2-bit', 'exp', not"),
     ("1, protection='magic'", f"protection should be one of {_PROTECTIONS}, not 'magic'"),
     ("1, protection=['ft2']", f"protection should be one of {_PROTECTIONS}, not ['ft2']"),
@@ -369,6 +376,17 @@ REFUSED = {
         "test_answer[gate] is the name of a test and of what ft2 puts beside it: rename the "
         "parameter's id",
     ),
+    "ids that stacked parameters share": (
+        """
+        @pytest.mark.sdc_budget(1)
+        @pytest.mark.parametrize("question", ["US-capital", "capital"])
+        @pytest.mark.parametrize("language", ["en", "en-US"])
+        def test_answer(model, language, question):
+            pass
+        """,
+        "2 parameter sets are all called test_answer[en-US-capital], and a gate tells them apart "
+        "by their names: give their parameters other ids",
+    ),
 }
 
 
@@ -406,6 +424,23 @@ def test_a_marker_is_read_whole() -> None:
     assert (budget.faults, budget.golden, budget.per) == (None, "require", "params")
 
 
+def test_what_a_marker_asks_for_is_plain_even_if_it_is_given_as_enumerations() -> None:
+    class Names(str, Enum):
+        EXP = "exp"
+        EXCLUDE = "exclude"
+
+    class Numbers(IntEnum):
+        ONE = 1
+
+    budget = read_mark(
+        pytest.mark.sdc_budget(
+            Numbers.ONE, faults=Numbers.ONE, fault_model=Names.EXP, golden=Names.EXCLUDE
+        ).mark
+    )
+    assert (budget.faults, budget.fault_model, budget.golden) == (1, "exp", "exclude")
+    assert {type(value) for value in vars(budget).values()} == {float, int, str, type(None)}
+
+
 @pytest.mark.parametrize(
     "marks",
     [
@@ -440,8 +475,8 @@ def pytest_collection_modifyitems(items):
 
 TOO_LATE = (
     "test_it.py::test_answer got its sdc_budget marker after it was collected (by a "
-    "pytest_collection_modifyitems or pytest_itemcollected hook), too late for a gate: put the "
-    "marker on the function, on its class, or in its module's pytestmark"
+    "pytest_collection_modifyitems or pytest_itemcollected hook, or while it ran), too late for a "
+    "gate: put the marker on the function, on its class, or in its module's pytestmark"
 )
 
 
@@ -490,3 +525,20 @@ def pytest_pycollect_makemodule():
 """
     )
     project.run("--ft2-faults=5").assert_outcomes(passed=3)
+
+
+def test_a_marker_that_a_running_test_gives_itself_fails_it(project: Project) -> None:
+    late = """
+
+@pytest.fixture(autouse=True)
+def late(request):
+    request.applymarker(pytest.mark.sdc_budget(0))
+"""
+    project.pytester.makepyfile(
+        test_it=GATED.replace("@pytest.mark.sdc_budget(100)", "@pytest.mark.xfail") + late
+    )
+    result = project.run("--ft2-faults=5")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(errors=1)
+    assert TOO_LATE in result.outlines
+    assert "ft2: no gate ran: mark a test with " in result.stdout.str()

@@ -204,3 +204,52 @@ def test_a_misspelt_marker_does_not_look_like_a_gate_that_passed(project: Projec
     result = project.run("--ft2-faults=20")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     result.stdout.fnmatch_lines(["ft2: no gate ran: mark a test with *"])
+
+
+def test_a_folder_that_is_called_like_the_marker_gates_nothing(project: Project) -> None:
+    folder = project.path / "sdc_budget"
+    folder.mkdir()
+    (folder / "test_it.py").write_text(
+        "import pytest\n\n@pytest.mark.sdc_budgt(1)\ndef test_answer():\n    pass\n"
+    )
+    result = project.run("--ft2-faults=20")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["ft2: no gate ran: mark a test with *"])
+    result = project.run("--ft2-faults=0")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.no_fnmatch_line("ft2:*")
+
+
+def test_files_that_can_no_longer_be_written_leave_the_summary_and_a_failure(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document, page = project.path / "out.json", project.path / "gone" / "page.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    replaced = f"\n\ndef test_replaces_the_file():\n    __import__('os').mkdir({str(document)!r})\n"
+    project.pytester.makepyfile(test_it=PASSING + replaced)
+    result = project.run(*FAULTS)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(
+        [
+            "test_it.py::test_answer * pass",
+            f"ft2: --ft2-json: {document} could not be written (Is a directory), so what was found "
+            "stands here alone.",
+            f"ft2: GITHUB_STEP_SUMMARY: {page} could not be written (No such file or directory), "
+            "so what was found stands here alone.",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_document_that_cannot_be_written_is_refused_before_anything_runs(
+    project: Project,
+) -> None:
+    project.pytester.makepyfile(test_it=PASSING)
+    document = project.path / f"{'long' * 100}.json"
+    result = project.run("--ft2-faults=20", f"--ft2-json={document}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert (
+        f"ERROR: --ft2-json: {document} cannot be written (File name too long): name a file that "
+        "can be\n" in result.stderr.str()
+    )
+    assert result.outlines == []

@@ -213,3 +213,32 @@ def test_collecting_only_lists_chunks_and_gate_and_runs_and_writes_nothing(
     )
     result.stdout.no_fnmatch_line("*ft2: no gate*")
     assert not (gated.path / "out.json").exists()
+
+
+def test_stepwise_is_refused_where_there_are_gates(gated: Project) -> None:
+    result = gated.run("--sw-skip", *FAULTS)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: --stepwise leaves out what ran before the test that failed" in (
+        result.stderr.str()
+    )
+    for arguments in (("--ft2-faults=0",), ("-k", "other", *FAULTS[:2])):
+        gated.run("--sw", *arguments).stdout.no_fnmatch_line("*ERROR*")
+
+
+@WORKERS
+def test_an_id_that_looks_like_a_group_of_workers_is_part_of_the_gates_name(
+    project: Project, workers: str
+) -> None:
+    project.pytester.makepyfile(
+        test_it=RIGHT_OR_NOT.replace("BUDGET", "0, per='params'")
+        .replace(
+            "def test",
+            "@pytest.mark.xdist_group('a@b')\n"
+            "@pytest.mark.parametrize('n', [1], ids=['llama[7b]@main'])\ndef test",
+        )
+        .replace("(model)", "(model, n)", 1)
+    )
+    result = run_with(project, workers, "--dist=loadgroup", *FAULTS)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=3, failed=1)
+    assert verdicts(project) == {f"{GATE}[llama[7b]@main]": "fail"}
