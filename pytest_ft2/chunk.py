@@ -133,6 +133,7 @@ class _ChunkRun:
         self.errors: list[str] = []
         self._faults: dict[int, Fault] = {}
         self._computed: dict[int, Batched | str] = {}
+        self._ended: list[tuple[int, Outcome | None]] = []
         self._oracle = Oracle(chunk, self.goldens, self._report_problem)
         self._watched = Watched(self.plan.planned, may_stop=self.plan.stop == "early")
 
@@ -174,8 +175,8 @@ class _ChunkRun:
                 if self._device_is_lost():
                     return
         self._announce("behind")
-        if self.goldens.state.tried:
-            self._check_golden(self.goldens.state.tried[-1])
+        if self._ended:
+            self._check_suspect()
 
     def _is_needed(self, trial: int) -> bool:
         """Whether the campaign's first trials have not decided that this one need not run."""
@@ -236,12 +237,23 @@ class _ChunkRun:
         reasons = [golden.skipped for golden in self.goldens.state.sets.values()]
         return reasons[0] if reasons and all(reasons) else None
 
+    def _check_suspect(self) -> None:
+        """Run the set of the chunk's last failing trial without a fault, or that of its last one.
+
+        Wrong answers are what most tests remember.
+        """
+        numbers = [number for number, _ in self._ended]
+        failed = [number for number, outcome in self._ended if outcome is not Outcome.MASKED]
+        state = self.goldens.state
+        state.tried |= set(numbers)
+        state.suspect = (failed or numbers)[-1]
+        self._check_golden(state.suspect)
+
     def _check_what_stays(self) -> None:
         """Look what runs left behind: an assertion that is silent now, or another golden run."""
         state = self.goldens.state
-        last = state.tried[-1]
-        self._oracle.check_again(last)
-        others = [number for number in dict.fromkeys(state.tried) if number != last]
+        self._oracle.check_again(state.suspect)
+        others = sorted(state.tried - {state.suspect})
         # A campaign may have a hundred prompts; what stays mostly stays for several.
         for number in others[:: math.ceil(len(others) / _MOST_OTHERS) or 1]:
             self._check_golden(number)
@@ -313,9 +325,7 @@ class _ChunkRun:
         if isinstance(computed, Batched):
             batch, seconds = computed.batch, seconds + computed.seconds
         self._part_with_lost_device(trial, ended)
-        tried = self.goldens.state.tried
-        # Wrong answers are what most tests remember: the set of the last one is looked at first.
-        tried.insert(len(tried) if ended.outcome is not Outcome.MASKED else 0, number)
+        self._ended.append((number, ended.outcome))
         assert golden.golden is not None
         proof = ended.proof
         record: Payload = {

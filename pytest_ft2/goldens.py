@@ -72,8 +72,9 @@ class CampaignState:
     ends_with_model:
         Whether it is given up when the model's fixture is torn down.
     tried:
-        Numbers of the sets whose trials ran since it was looked for what they left behind; that of
-        the last trial that failed comes last.
+        Numbers of the sets whose trials ran since it was looked for what they left behind.
+    suspect:
+        That of them to look at first.
     deaf:
         Numbers of the sets whose assertion was not seen to fail on noise: asking again costs many
         runs, and tells nothing more.
@@ -83,7 +84,8 @@ class CampaignState:
     ahead: Ahead | None = None
     ends_with_model: bool = False
     sets: dict[int, GoldenSet] = field(default_factory=dict)
-    tried: list[int] = field(default_factory=list)
+    tried: set[int] = field(default_factory=set)
+    suspect: int = 0
     deaf: set[int] = field(default_factory=set)
 
 
@@ -124,8 +126,8 @@ class GoldenRunner:
     def calls_of(self, number: int) -> GoldenCalls | None:
         """Return what the calls of a set ask of the model that its fixture holds now.
 
-        A fixture may have been torn down since, and set up with another model object: then the test
-        runs once more, to see its calls.
+        A fixture may have been torn down since, and set up with another model object, or another
+        test may have left something on it: then the test runs once more, to see its calls.
         """
         known = self.of_set(number)
         if known.calls is None or known.is_model_fleeting or self._asks_current(number, known):
@@ -158,7 +160,10 @@ class GoldenRunner:
         if model is None or known.calls is None:
             return False
         held = unwrap(model)
-        return all(asked.model() is held for asked in known.calls.asked.values())
+        return all(
+            asked.model() is held and (asked.alone is not None or asked.is_current())
+            for asked in known.calls.asked.values()
+        )
 
     def again(self, number: int) -> str | None:
         """Run a set's golden once more; return a sentence if it is another one than before."""

@@ -44,17 +44,24 @@ class Oracle:
         if self._goldens.of_set(number).golden is None:
             return
         holds = self._holds(number)
-        if holds is not None:
+        if isinstance(holds, bool):
             self._send("noise", number, holds=holds)
+        else:
+            self._report_problem(holds)
+        if holds is not False:
+            self._goldens.state.deaf.add(number)
 
     def check_again(self, number: int) -> None:
-        """Do so behind trials: what a run left behind may have silenced the assertion."""
-        if number not in self._goldens.state.deaf and self._holds(number):
+        """Do so behind trials: what a run left behind may have silenced the assertion.
+
+        That it can fail at all was found out before.
+        """
+        if number not in self._goldens.state.deaf and self._holds(number) is True:
             self._send("deafened", number)
 
-    def _holds(self, number: int) -> bool | None:
-        """Whether a set's assertion holds when the model talks noise; None: was not found out."""
-        campaign, state = self._chunk.campaign, self._goldens.state
+    def _holds(self, number: int) -> bool | str:
+        """Whether a set's assertion holds when the model talks noise; or why that is not known."""
+        campaign = self._chunk.campaign
         limit = trial_timeout(
             campaign.sets[number], campaign.plan, self._goldens.of_set(number).seconds
         )
@@ -65,16 +72,13 @@ class Oracle:
             if machine_error(result, run) is not None or sticky_error(result, run) is not None:
                 asserted = False
             if not result.passed and (not asserted or run.attach_error is not None):
-                self._report_problem(
+                return (
                     f"Whether the assertion of {campaign.sets[number].nodeid} can fail was "
                     "not found out: with noise for logits the test does not get as far "
                     f"({result.shown})."
                 )
-                state.deaf.add(number)
-                return None
             if not result.passed:
                 return False
-        state.deaf.add(number)
         return True
 
     def _send(self, kind: str, number: int, **values: bool) -> None:

@@ -58,6 +58,7 @@ class Campaigns:
         elif call.when != "teardown":
             # Whatever the test expects to happen to it, this is not it.
             report.outcome, report.longrepr = "failed", late
+            vars(report).pop("wasxfail", None)
         return report
 
     @pytest.hookimpl(tryfirst=True)

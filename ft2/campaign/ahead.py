@@ -287,11 +287,11 @@ class Ahead:
 def _may_overflow(injection: Injection, dtype: torch.dtype) -> bool:
     """Whether what a fault leaves is no number, or overflows where it is squared twice."""
     after = injection.after
-    return (
-        after is None
-        or not math.isfinite(after)
-        or abs(after) > float(torch.finfo(dtype).max) ** 0.25
-    )
+    if after is None or not math.isfinite(after) or not dtype.is_floating_point:
+        return True
+    # Norms compute in fp32, which leaves fp16 one square.
+    power = 0.5 if dtype is torch.float16 else 0.25
+    return abs(after) > float(torch.finfo(dtype).max) ** power
 
 
 def _kept_bytes(model: Any, golden: GoldenCalls, fault: Fault) -> int:

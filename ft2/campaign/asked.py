@@ -39,6 +39,8 @@ _UNDERSTOOD = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
 _MODES_OF_THE_CALL = 2
 _UNCHANGING = frozenset([bool, int, float, str, type(None)])
 _PLAIN = frozenset([list, tuple, dict])
+# What holds more, or is held deeper, is told by which it is.
+_MANY, _DEPTH = 64, 6
 # What torch keeps in every module, compared otherwise.
 _TORCHS = frozenset(vars(nn.Module())) - {"training"}
 _OF_THE_CALL = frozenset(
@@ -432,11 +434,15 @@ def _attributes(modules: list[nn.Module]) -> list[Any]:
     ]
 
 
-def _known(value: Any) -> Any:
+def _known(value: Any, depth: int = _DEPTH) -> Any:
     """By what a value that may change is told from another: objects by which they are."""
-    if type(value) in _PLAIN and all(type(each) in _UNCHANGING for each in value):
-        return list(value.items()) if isinstance(value, dict) else list(value)
-    return id(value)
+    kind = type(value)
+    if kind in _UNCHANGING:
+        return value
+    if kind not in _PLAIN or not depth or len(value) > _MANY:
+        return id(value)
+    held = value.items() if kind is dict else value
+    return [_known(each, depth - 1) for each in held]
 
 
 def _listed(tensor: Tensor | None) -> Any:

@@ -201,10 +201,12 @@ class Recorder(Listener):
             model=self._identity or identify(self._model),
         )
 
-    def forward_started(self, forward: Forward) -> None:
+    def call_started(self, call: Call) -> None:
         if self._identity is None:
             # Not before: fixtures of one test may change the weights of a model that others share.
             self._identity = identify(self._model)
+
+    def forward_started(self, forward: Forward) -> None:
         if forward.call not in self._said:
             self._calls.append(forward.call)
             self._said[forward.call] = []

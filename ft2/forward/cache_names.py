@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -59,5 +60,11 @@ def cache_made_by(output: Any) -> Any:
 
 
 def is_cache(value: Any) -> bool:
-    """Whether a value is an object that forwards share, and not the tensors themselves."""
-    return value is not None and not isinstance(value, (Tensor, tuple, list, dict))
+    """Whether a value is an object that forwards share, and that is told from another."""
+    if value is None or isinstance(value, (Tensor, tuple, list, dict)):
+        return False
+    try:
+        hash(weakref.ref(value))
+    except TypeError:
+        return False
+    return True

@@ -3,7 +3,7 @@
 In the ``generate`` of transformers the steps are counted by the stopping criteria, which are asked
 once for every new token, however many forwards the prefill took. Elsewhere the cache tells: an
 empty one starts a call, further forwards of several tokens continue its first token, all else is a
-step. In a ``generate`` of the model's own, which is one call, only the first forward is no step.
+step. A ``generate`` of the model's own is one call, in which the cache tells no more than that.
 """
 
 from __future__ import annotations
@@ -270,10 +270,13 @@ class Clock:
     ) -> None:
         self._end()
         cache = _cache_of(output, _named(module, args, kwargs))
-        if is_cache(cache) and not _tells_length(cache):
-            self._fed[cache] = forward.cached + forward.tokens
-        if forward.call.kind == "loop":
-            self._remember(cache, forward.call)
+        if is_cache(cache):
+            if _tells_length(cache):
+                self._fed.pop(cache, None)
+            else:
+                self._fed[cache] = forward.cached + forward.tokens
+            if forward.call.kind == "loop":
+                self._remember(cache, forward.call)
         for listener in tuple(self._listeners):
             listener.forward_finished(forward, output)
 
@@ -315,6 +318,9 @@ class Clock:
         cached = self._cached_tokens(cache, call, tokens)
         if call is None:
             call = self._loop(cache, cached)
+            if call.step > 0 and tokens > 1 and is_cache(cache) and cache in self._fed:
+                # One that tells no length was emptied, since a step has one token.
+                call, cached = self._new_call("loop"), 0
         if call.tokens_are_counted:
             step = call.tokens_generated
         elif call.step < 0 or (call.step == 0 and cached > 0 and tokens > 1):
@@ -430,7 +436,9 @@ def unheard(model: nn.Module) -> Generator[None, None, None]:
         yield
     finally:
         for module, kind in worn.items():
-            _exchange_class(module, kind)
+            # Another class was given to it meanwhile.
+            if type(module) is _own_class(kind):
+                _exchange_class(module, kind)
 
 
 def _own_class(kind: type) -> type:

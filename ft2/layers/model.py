@@ -36,10 +36,19 @@ def unwrap(model: Any) -> nn.Module:
     return unwrap(inner) if isinstance(inner, nn.Module) and inner is not model else model
 
 
+# Where models keep their layers.
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def _holds_model(module: nn.Module) -> bool:
+    return any(isinstance(each, GenerationMixin) for each in module.modules())
+
+
 def _only_generating(model: nn.Module) -> nn.Module | None:
     """Return the one model of transformers that generates text in `model`, unless there are more.
 
-    Whatever it is wrapped in asks it: for a forward, or to generate.
+    Whatever it is wrapped in asks it: for a forward, or to generate. What has layers of its own in
+    lists is a model that has another one beside them.
     """
     outermost: set[nn.Module] = set()
     seen, left = {model}, [model]
@@ -48,6 +57,8 @@ def _only_generating(model: nn.Module) -> nn.Module | None:
         if isinstance(module, GenerationMixin):
             outermost.add(module)
             continue
+        if isinstance(module, _LISTS) and not _holds_model(module):
+            return None
         children = set(module.children()) - seen
         seen |= children
         left += children

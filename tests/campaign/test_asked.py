@@ -145,6 +145,11 @@ def tell_a_layer_in_a_list(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     monkeypatch.setattr(model.model.layers[0].mlp, "scales", [1.0, 2.0], raising=False)
 
 
+def tell_a_layer_in_a_table(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    table = {"all": {"guards": [torch.zeros(2)]}}
+    monkeypatch.setattr(model.model.layers[0].mlp, "table", table, raising=False)
+
+
 def configure_otherwise(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     monkeypatch.setattr(model.config, "guard", False, raising=False)
 
@@ -157,6 +162,7 @@ def configure_otherwise(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
         attend_otherwise,
         tell_a_layer,
         tell_a_layer_in_a_list,
+        tell_a_layer_in_a_table,
         configure_otherwise,
     ],
 )

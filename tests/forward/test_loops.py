@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import ft2
 from ft2.forward import Call, Clock, Listener, cache_argument
-from ft2.forward.cache_names import cache_made_by
+from ft2.forward.cache_names import cache_made_by, is_cache
 from ft2.layers import unwrap
 from tests.forward.heard import Heard, listening
 from tests.tiny_models import ARCHITECTURES, tiny_model
@@ -60,6 +61,28 @@ def test_forwards_that_share_a_cache_that_tells_no_length_are_one_call(model_typ
             for _ in range(2):
                 assert cache_made_by(model(_NEXT, use_cache=True, **{name: cache})) is cache
     assert heard.steps == [(0, 0, 5), (0, 1, 1), (0, 2, 1), (1, 0, 5), (1, 1, 1), (1, 2, 1)]
+
+
+def test_a_cache_that_tells_no_length_starts_a_call_with_each_prompt() -> None:
+    model = small_model("xlstm")
+    name = cache_argument(model)
+    with listening(model) as heard, torch.no_grad():
+        cache = cache_made_by(model(_PROMPT, use_cache=True))
+        for tokens in (_NEXT, _PROMPT, _NEXT):
+            model(tokens, use_cache=True, **{name: cache})
+    assert heard.steps == [(0, 0, 5), (0, 1, 1), (1, 0, 5), (1, 1, 1)]
+
+
+@dataclass
+class _Cache:
+    """One that cannot be a key."""
+
+    layers: list[Tensor]
+
+
+def test_what_cannot_be_told_from_another_is_no_cache() -> None:
+    assert is_cache(DynamicCache())
+    assert not any(map(is_cache, [None, (), {}, 3, False, _NEXT, _Cache([])]))
 
 
 def test_an_empty_cache_of_the_callers_starts_a_call() -> None:

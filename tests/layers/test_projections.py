@@ -194,6 +194,12 @@ def test_a_module_that_holds_two_models_that_generate_is_neither() -> None:
     assert unwrap(two) is two
 
 
+def test_a_model_with_layers_of_its_own_is_not_the_one_that_helps_it() -> None:
+    own = _Holding(judge=tiny_model("llama"), layers=nn.ModuleList([nn.Linear(2, 2)]))
+    assert unwrap(own) is own
+    assert unwrap(_Holding(listed=nn.ModuleList([model := tiny_model("llama")]))) is model
+
+
 def test_listing_leaves_the_model_as_it_was() -> None:
     model = tiny_model("llama")
     before = dict(vars(model))

@@ -63,11 +63,10 @@ def test_only_the_time_of_a_trial_is_limited(body: str) -> None:
     assert result.returncode == 0
 
 
-def test_a_time_that_is_up_before_a_trial_has_begun_ends_it_inside_or_not_at_all() -> None:
+def test_a_time_that_is_up_before_a_trial_has_begun_never_ends_the_session() -> None:
     result = _run(
         "for _ in range(200):\n"
-        "    with deadline.Deadline(1e-6, config) as limit: time.sleep(0.0001)\n"
-        "    assert limit.expired\n"
+        "    with deadline.Deadline(1e-6, config): time.sleep(0.0001)\n"
         "print('came back')"
     )
     assert "came back" in result.stdout, result.stderr

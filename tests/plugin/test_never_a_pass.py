@@ -630,7 +630,7 @@ def test_answer(model, number):
     assert_incomplete(run, "After the trials the fault-free test test_it.py::test_answer[")
     # The items, golden runs and noise of four sets; in each chunk 8 trials and a golden run.
     assert len(run.notes) == 4 * 3 + 3 * (8 + 1) + 1 + 3
-    # At the end noise for the set of the last trial that failed, and golden runs of the others.
+    # At the end noise for the set of the chunk's last failing trial, and golden runs of the others.
     assert len(set(run.notes[-4:])) == 4
     assert run.notes[-4] == run.notes[-5]
 

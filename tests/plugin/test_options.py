@@ -527,18 +527,25 @@ def pytest_pycollect_makemodule():
     project.run("--ft2-faults=5").assert_outcomes(passed=3)
 
 
-def test_a_marker_that_a_running_test_gives_itself_fails_it(project: Project) -> None:
+@pytest.mark.parametrize("where", ["errors", "failed"])
+def test_a_marker_that_a_running_test_gives_itself_fails_it(project: Project, where: str) -> None:
     late = """
 
 @pytest.fixture(autouse=True)
 def late(request):
     request.applymarker(pytest.mark.sdc_budget(0))
 """
-    project.pytester.makepyfile(
-        test_it=GATED.replace("@pytest.mark.sdc_budget(100)", "@pytest.mark.xfail") + late
-    )
+    in_body = """
+
+@pytest.mark.xfail
+def test_late(request):
+    request.applymarker(pytest.mark.sdc_budget(0))
+    assert False
+"""
+    plain = GATED.replace("@pytest.mark.sdc_budget(100)", "@pytest.mark.xfail")
+    project.pytester.makepyfile(test_it=plain + late if where == "errors" else in_body)
     result = project.run("--ft2-faults=5")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.assert_outcomes(errors=1)
+    result.assert_outcomes(**{where: 1})
     assert TOO_LATE in result.outlines
     assert "ft2: no gate ran: mark a test with " in result.stdout.str()
