@@ -160,10 +160,13 @@ class Owner:
         return not results and not self._saw_gated_test
 
     def results(self) -> list[CampaignResult]:
-        """Return every campaign's result as it stands."""
-        return [
-            campaign.result(finished=self._finished) for campaign in self.ledger.campaigns.values()
-        ]
+        """Return every campaign's result as it stands, in the order of their gates."""
+        places = {self._without_group(nodeid): place for place, nodeid in enumerate(self.ids)}
+        campaigns = sorted(
+            self.ledger.campaigns.values(),
+            key=lambda campaign: places.get(campaign.plan.gate_id, len(places)),
+        )
+        return [campaign.result(finished=self._finished) for campaign in campaigns]
 
     def crashed(self, nodeid: str) -> Payload | None:
         """Take in that the process died which ran an item.

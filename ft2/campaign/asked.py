@@ -41,8 +41,9 @@ _UNCHANGING = frozenset([bool, int, float, str, type(None)])
 _PLAIN = frozenset([list, tuple, dict])
 # What holds more, or is held deeper, is told by which it is.
 _MANY, _DEPTH = 64, 6
-# What torch keeps in every module, compared otherwise.
-_TORCHS = frozenset(vars(nn.Module())) - {"training"}
+# What torch keeps in every module, compared otherwise; and what transformers notes on the way.
+_NOTES = {"_output_capturing_hooks_installed", "_previous_max_cache_length"}
+_LEFT_OUT = (frozenset(vars(nn.Module())) | _NOTES) - {"training"}
 _OF_THE_CALL = frozenset(
     ["attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"]
 )
@@ -430,7 +431,7 @@ def _attributes(modules: list[nn.Module]) -> list[Any]:
         (name, value if type(value) in _UNCHANGING else _known(value))
         for own in holders.values()
         for name, value in own.items()
-        if name not in _TORCHS
+        if name not in _LEFT_OUT
     ]
 
 

@@ -186,6 +186,22 @@ def test_a_batch_computes_what_is_asked_in_inference_mode_under_protection() -> 
     assert asked.is_current()
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"return_dict_in_generate": True, "output_hidden_states": True},
+        {"cache_implementation": "static"},
+    ],
+    ids=["hidden states", "static cache"],
+)
+def test_what_transformers_notes_on_a_model_changes_nothing_of_it(given: dict[str, Any]) -> None:
+    model = tiny_model()
+    asked = asked_by(model)
+    asked_by(model, **given)
+    assert asked.is_current()
+    assert asked.is_as(asked_by(model))
+
+
 def test_token_ids_of_another_type_are_another_call() -> None:
     model = tiny_model()
     assert not asked_by(model).is_as(asked_by(model, PROMPT.to(torch.int32)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from pytest_ft2.timeouts import golden_timeout, trial_timeout
 from tests.plugin.conftest import RIGHT, Project
@@ -68,19 +69,13 @@ def test_trials_behind_a_lost_device_that_no_other_process_runs_are_lost_and_no_
     assert campaign["masked"] + campaign["sdc"] + campaign["due"] < 8
 
 
-def test_a_device_that_a_batch_loses_makes_no_trial_a_due(project: Project) -> None:
-    conftest = project.path / "conftest.py"
-    lost = f"""
-from ft2.campaign.batch_engine import BatchEngine
+def test_a_device_that_a_batch_loses_makes_no_trial_a_due(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*arguments: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-
-def lose(engine, trials, done):
-    {LOST_DEVICE}
-
-
-BatchEngine.run = lose
-"""
-    conftest.write_text(conftest.read_text() + lost)
+    monkeypatch.setattr("ft2.campaign.batch_engine.BatchEngine.run", lose)
     write_crash(project, "pass", "(100)")
     project.run(*CRASHING, "-o", "ft2_batch=8")
     campaign = project.json()["campaigns"][0]

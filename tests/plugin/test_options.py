@@ -536,9 +536,10 @@ def late(request):
     request.applymarker(pytest.mark.sdc_budget(0))
 """
     in_body = """
+import pytest
 
 @pytest.mark.xfail
-def test_late(request):
+def test_answer(request):
     request.applymarker(pytest.mark.sdc_budget(0))
     assert False
 """

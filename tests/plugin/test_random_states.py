@@ -52,7 +52,8 @@ def test_answer(model):
 """,
     )
     assert run.verdict == "pass"
-    assert run.notes[0] == run.notes[1] == run.notes[-1]
+    # The last run talks noise, the one before it is golden again.
+    assert run.notes[0] == run.notes[1] == run.notes[-2]
 
 
 def test_the_sessions_own_random_state_is_as_without_campaigns(project: Project) -> None:
