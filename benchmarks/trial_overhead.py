@@ -102,6 +102,7 @@ class Stopwatch:
         self._time(chunk_run, "_compute_ahead", "trials")
         self._time(chunk_run, "_watch", "again, alone")
         self._time(pytest_ft2.goldens.GoldenRunner, "again", "session")
+        self._time(pytest_ft2.oracle.Oracle, "check_again", "session")
         self._count(chunk_run)
         self._decode(GenerationMixin)
 
@@ -135,8 +136,8 @@ class Stopwatch:
         original: Callable[..., None] = owner._run_trial
         whole: Callable[..., None] = owner.run
 
-        def run(run: Any) -> None:
-            whole(run)
+        def run(run: Any, *, is_last: bool) -> None:
+            whole(run, is_last=is_last)
             self._switch()
             self._parts = ["end"]
 

@@ -42,7 +42,11 @@ _PLAIN = frozenset([list, tuple, dict])
 # What holds more, or is held deeper, is told by which it is.
 _MANY, _DEPTH = 64, 6
 # What torch keeps in every module, compared otherwise; and what transformers notes on the way.
-_NOTES = {"_output_capturing_hooks_installed", "_previous_max_cache_length"}
+_NOTES = {
+    "_is_hf_initialized",
+    "_output_capturing_hooks_installed",
+    "_previous_max_cache_length",
+}
 _LEFT_OUT = (frozenset(vars(nn.Module())) | _NOTES) - {"training"}
 _OF_THE_CALL = frozenset(
     ["attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"]
