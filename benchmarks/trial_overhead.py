@@ -95,6 +95,7 @@ class Stopwatch:
 
         import pytest_ft2.chunk
         import pytest_ft2.goldens
+        import pytest_ft2.oracle
         from ft2.campaign import Ahead
 
         chunk_run = pytest_ft2.chunk._ChunkRun

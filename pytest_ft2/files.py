@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,12 @@ class Files:
             if path.exists() and not path.is_file():
                 # A pipe, say, is not ours to remove.
                 return
-            try:
-                path.unlink(missing_ok=True)
-                path.touch()
+            # In a folder that is not ours a file may be, which cannot be removed.
+            with suppress(OSError):
                 path.unlink()
-            except OSError:
-                # In a folder that is not ours a file may be.
-                path.open("w").close()
+            path.open("w").close()
+            with suppress(OSError):
+                path.unlink()
         except OSError as error:
             raise pytest.UsageError(
                 f"--ft2-json: {path} cannot be written ({error.strerror}): name a file that can be"

@@ -8,15 +8,12 @@ from ft2.campaign import RunSpec
 from pytest_ft2.goldens import GoldenRunner
 from pytest_ft2.items import ChunkItem
 from pytest_ft2.judgement import machine_error, sticky_error
+from pytest_ft2.options import NOISES
 from pytest_ft2.plan import Payload
 from pytest_ft2.reports import send
 from pytest_ft2.timeouts import trial_timeout
 
 __all__ = ["Oracle"]
-
-# An assertion on one of two answers holds on noise by chance half of the time: one that holds so
-# often does not listen. Any other costs a run or two.
-_NOISES = 16
 
 
 class Oracle:
@@ -65,7 +62,7 @@ class Oracle:
         limit = trial_timeout(
             campaign.sets[number], campaign.plan, self._goldens.of_set(number).seconds
         )
-        for attempt in range(_NOISES):
+        for attempt in range(NOISES):
             spec = RunSpec(noise=campaign.plan.seed + attempt)
             result, run = self._goldens.run(number, spec, limit)
             asserted = "call" in result.failed and not result.timed_out

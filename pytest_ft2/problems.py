@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pytest_ft2.plan import GatePlan, Payload
@@ -157,7 +158,7 @@ class Problems:
                 "(what generates one token only has nothing to protect: gate it unprotected)."
             )
 
-    @property
+    @cached_property
     def _dealt(self) -> set[str]:
         """The parameter sets of the counted trials, as far as these say."""
         return {record["params"] for record in self.counted.values()} - {None}

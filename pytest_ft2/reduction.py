@@ -21,12 +21,11 @@ from ft2.campaign import (
 )
 from ft2.faults import Draw, Fault, fault_model
 from ft2.verdict import Pairs, decide_reduction
-from pytest_ft2.options import Settings
+from pytest_ft2.options import NOISES, Settings
 from pytest_ft2.protections import protection_options
 
 __all__ = ["SdcReduction"]
 
-_NOISES = 16
 _DUE_BUDGET = 5
 
 
@@ -161,7 +160,7 @@ class SdcReduction:
                 "`with ft2.request(model):`.",
                 pytrace=False,
             )
-        noises = (RunSpec(noise=self._settings.seed + number) for number in range(_NOISES))
+        noises = (RunSpec(noise=self._settings.seed + number) for number in range(NOISES))
         if all(self._run(answers_rightly, noise)[0] for noise in noises):
             pytest.fail(
                 "The answer counts as right when the model talks noise, so no wrong one is seen.",

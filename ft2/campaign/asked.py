@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation import (
     EosTokenCriteria,
@@ -26,6 +25,13 @@ from transformers.generation import (
 )
 from transformers.utils import output_capturing
 
+from ft2.campaign.model_state import (
+    MODES_OF_THE_CALL,
+    UNCHANGING,
+    modes_of,
+    modules_of,
+    state_of,
+)
 from ft2.campaign.prompt import Prompt
 from ft2.campaign.returned import asked_for
 from ft2.forward.cache_names import cache_in
@@ -35,19 +41,6 @@ from ft2.forward.left_behind import LeftBehind
 __all__ = ["Asked", "Watch"]
 
 _UNDERSTOOD = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
-# So many modes, the first, are those of one call alone: they change hardly a digit.
-_MODES_OF_THE_CALL = 2
-_UNCHANGING = frozenset([bool, int, float, str, type(None)])
-_PLAIN = frozenset([list, tuple, dict])
-# What holds more, or is held deeper, is told by which it is.
-_MANY, _DEPTH = 64, 6
-# What torch keeps in every module, compared otherwise; and what transformers notes on the way.
-_NOTES = {
-    "_is_hf_initialized",
-    "_output_capturing_hooks_installed",
-    "_previous_max_cache_length",
-}
-_LEFT_OUT = (frozenset(vars(nn.Module())) | _NOTES) - {"training"}
 _OF_THE_CALL = frozenset(
     ["attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"]
 )
@@ -114,13 +107,11 @@ class Asked:
         model = self.model()
         if model is None:
             return False
-        modules = _modules(model)
-        _, modes, *others = self._surroundings
-        return modes[_MODES_OF_THE_CALL:] == _modes(model)[_MODES_OF_THE_CALL:] and others == [
-            _forwards(modules),
-            _weights(modules),
-            _attributes(modules),
-        ]
+        _, modes, state = self._surroundings
+        lasting = slice(MODES_OF_THE_CALL, None)
+        return bool(
+            modes[lasting] == modes_of(model)[lasting] and state == state_of(modules_of(model))
+        )
 
 
 class Watch:
@@ -196,7 +187,7 @@ def _asked(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Asked:
     config: Any = given["generation_config"]
     mask, positions = given.get("attention_mask"), given.get("position_ids")
     pad = getattr(config, "_pad_token_tensor", None)
-    modules = _modules(model)
+    modules = modules_of(model)
     # Most prompts are short: lists of them are compared faster than tensors.
     tokens, seen, places = input_ids.tolist(), _listed(mask), _listed(positions)
     paddings = _paddings(input_ids, mask, seen)
@@ -207,28 +198,10 @@ def _asked(model: nn.Module, input_ids: Tensor, given: dict[str, Any]) -> Asked:
         prompts=() if alone or paddings is None else tuple(_prompts(tokens, paddings, given)),
         pad=0 if pad is None else int(pad),
         alone=alone,
-        _surroundings=(
-            _settings(config),
-            _modes(model),
-            _forwards(modules),
-            _weights(modules),
-            _attributes(modules),
-        ),
+        _surroundings=(_settings(config), modes_of(model), state_of(modules)),
         _rows=(tokens, seen, places),
         cache=cache_in(given) if config.return_dict_in_generate and not alone else None,
     )
-
-
-def _modules(model: nn.Module) -> list[nn.Module]:
-    """Return all modules, each once, without their names: that takes a tenth of the time."""
-    found = [model]
-    known = set(found)
-    for module in found:
-        for child in module._modules.values():
-            if child is not None and child not in known:
-                known.add(child)
-                found.append(child)
-    return found
 
 
 def _paddings(input_ids: Tensor, mask: Tensor | None, seen: Any) -> list[int] | None:
@@ -371,7 +344,7 @@ def _prompts(
 def _settings(config: Any) -> dict[str, Any]:
     """What ``generate`` was told; lists that it was given are the caller's, and are copied."""
     return {
-        name: value if type(value) in _UNCHANGING else _comparable(value)
+        name: value if type(value) in UNCHANGING else _comparable(value)
         for name, value in vars(config).items()
         if name[:1] != "_"
     }
@@ -386,68 +359,6 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _comparable(each) for name, each in value.items()}
     return value
-
-
-def _modes(model: nn.Module) -> tuple[Any, ...]:
-    """What outside the model its arithmetic depends on."""
-    return (
-        torch.is_inference_mode_enabled(),
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
-        torch.backends.cuda.math_sdp_enabled(),
-        getattr(getattr(model, "config", None), "_attn_implementation", None),
-    )
-
-
-def _forwards(modules: list[nn.Module]) -> list[int]:
-    """The forwards of all modules' classes: a patched one is another function."""
-    forwards = {kind: id(getattr(kind, "forward", None)) for kind in set(map(type, modules))}
-    return [forwards[type(each)] for each in modules]
-
-
-def _weights(modules: list[nn.Module]) -> tuple[Any, ...]:
-    """Identity and version of all parameters and buffers."""
-    found = []
-    for module in modules:
-        for tensors in (module._parameters, module._buffers):
-            for each in tensors.values():
-                if each is not None:
-                    # Those made in inference mode count none; nothing may change them elsewhere.
-                    version = -1 if each.is_inference() else each._version
-                    found.append((id(each), each.data_ptr(), version))
-    return tuple(found)
-
-
-def _attributes(modules: list[nn.Module]) -> list[Any]:
-    """What modules, and their configurations, are told by attributes of their own."""
-    holders: dict[int, dict[str, Any]] = {}
-    for module in modules:
-        own = module.__dict__
-        holders[id(module)] = own
-        config = own.get("config")
-        if isinstance(config, PreTrainedConfig):
-            holders[id(config)] = config.__dict__
-    return [
-        (name, value if type(value) in _UNCHANGING else _known(value))
-        for own in holders.values()
-        for name, value in own.items()
-        if name not in _LEFT_OUT
-    ]
-
-
-def _known(value: Any, depth: int = _DEPTH) -> Any:
-    """By what a value that may change is told from another: objects by which they are."""
-    kind = type(value)
-    if kind in _UNCHANGING:
-        return value
-    if kind not in _PLAIN or not depth or len(value) > _MANY:
-        return id(value)
-    held = value.items() if kind is dict else value
-    return [_known(each, depth - 1) for each in held]
 
 
 def _listed(tensor: Tensor | None) -> Any:

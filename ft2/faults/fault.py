@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 
-from ft2.faults.formats import number_format
+from ft2.faults.formats import check_bits, number_format
 
 __all__ = ["Fault"]
 
@@ -72,12 +72,8 @@ class Fault:
             raise ValueError(
                 f"a fault's bits are distinct, ascending and at least one, not {self.bits}"
             )
-        if self.encoding is not None and self.bits[-1] >= (
-            width := number_format(self.encoding).width
-        ):
-            raise ValueError(
-                f"bits {list(self.bits)} are not all bits of {self.encoding}: use 0 to {width - 1}"
-            )
+        if self.encoding is not None:
+            check_bits(self.bits, number_format(self.encoding))
 
     def __str__(self) -> str:
         parts = vars(self) | {"bits": ":".join(map(str, self.bits))}

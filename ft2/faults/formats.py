@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FORMATS", "NumberFormat", "flip", "format_of", "number_format", "pattern"]
+__all__ = ["FORMATS", "NumberFormat", "check_bits", "flip", "format_of", "number_format", "pattern"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,20 @@ def format_of(dtype: torch.dtype) -> NumberFormat:
         ) from None
 
 
+def check_bits(bits: Sequence[int], encoding: NumberFormat) -> None:
+    """Check that a format has these bits.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    if not all(0 <= bit < encoding.width for bit in bits):
+        raise ValueError(
+            f"bits {list(bits)} are not all bits of {encoding.name}: use 0 to {encoding.width - 1}"
+        )
+
+
 def flip(value: Tensor, bits: Sequence[int], encoding: NumberFormat) -> Tensor:
     """Flip bits of a number, on the device it is on and without waiting for it.
 
@@ -111,10 +125,7 @@ def flip(value: Tensor, bits: Sequence[int], encoding: NumberFormat) -> Tensor:
         If a bit is not one of the format's, or the value's dtype does not hold every number of the
         format, so that converting back could undo the flip.
     """
-    if not all(0 <= bit < encoding.width for bit in bits):
-        raise ValueError(
-            f"bits {list(bits)} are not all bits of {encoding.name}: use 0 to {encoding.width - 1}"
-        )
+    check_bits(bits, encoding)
     own = format_of(value.dtype)
     if not own.holds(encoding):
         raise ValueError(

@@ -192,7 +192,7 @@ class Clock:
         except BaseException as error:
             self._broken(error)
             raise
-        self._finished(forward, module, args, kwargs, output)
+        self._finished(forward, output)
         if self.reviewer is None and forward.cache not in self._fed:
             first = _first_parameter(module)
             self._repetition = Repetition.after(forward, first, is_compiled, self._listeners)
@@ -265,11 +265,10 @@ class Clock:
             listener.call_started(call)
         return call
 
-    def _finished(
-        self, forward: Forward, module: nn.Module, args: Any, kwargs: Any, output: Any
-    ) -> None:
+    def _finished(self, forward: Forward, output: Any) -> None:
         self._end()
-        cache = _cache_of(output, _named(module, args, kwargs))
+        made = cache_made_by(output)
+        cache = forward.cache if made is None else made
         if is_cache(cache):
             if _tells_length(cache):
                 self._fed.pop(cache, None)
@@ -593,11 +592,6 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _tells_padding(mask: Any, rows: int) -> TypeGuard[Tensor]:
     return isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == rows
-
-
-def _cache_of(output: Any, inputs: dict[str, Any]) -> Any:
-    made = cache_made_by(output)
-    return cache_in(inputs) if made is None else made
 
 
 def _length_of(cache: Any) -> int | Tensor | None:
