@@ -2,6 +2,7 @@
 
 from ft2.campaign.ahead import Ahead, Batched, GoldenCalls
 from ft2.campaign.campaign import Campaign
+from ft2.campaign.exponents import ExponentReader
 from ft2.campaign.golden import Golden, Macs, Recorder
 from ft2.campaign.outcome import Outcome, is_harness_error, is_sticky, outcome_of
 from ft2.campaign.randomness import preserved_randomness, seed_everything
@@ -13,6 +14,7 @@ __all__ = [
     "Ahead",
     "Batched",
     "Campaign",
+    "ExponentReader",
     "Golden",
     "GoldenCalls",
     "Macs",

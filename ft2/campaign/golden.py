@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ft2.campaign.exponents import ExponentReader
 from ft2.faults import Execution, Fault, Space, Step, format_of
 from ft2.forward import Call, Clock, Forward, Listener, Order, Tap, Vectors, attach, by_row, tap
 from ft2.layers import Projection, projections
@@ -149,6 +150,8 @@ class Recorder(Listener):
     ----------
     model:
         The model; it must not be recorded twice at a time.
+    reader:
+        Reads the values of everything that a fault can hit, from here on; None: nothing does.
 
     Raises
     ------
@@ -156,9 +159,12 @@ class Recorder(Listener):
         If the model's layers are not known.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, reader: ExponentReader | None = None) -> None:
         found = projections(model)
         self._model = model
+        self._reader = reader
+        if reader is not None:
+            reader.start()
         self._identity: Identity | None = None
         self._calls: list[Call] = []
         self._said: dict[Call, list[Any]] = {}
@@ -233,7 +239,8 @@ class Recorder(Listener):
             if self._clock.is_recomputing:
                 return output
             forward = self._clock.forward
-            tokens = by_row(output, forward).shape[1]
+            view = by_row(output, forward)
+            tokens = view.shape[1]
             skipped = forward.tokens - tokens
             running = self._steps[forward.call, forward.step]
             first = running.positions.get(projection.name, 0)
@@ -253,6 +260,9 @@ class Recorder(Listener):
             )
             running.executions.append(execution)
             self._macs.projections += execution.elements * execution.macs
+            if self._reader is not None and execution.real:
+                parts = [view[row, start:stop] for row, start, stop in execution.real]
+                self._read(execution, torch.cat(parts))
             return output
 
         return observe
@@ -270,11 +280,11 @@ class Recorder(Listener):
             if vectors.experts is not None:
                 experts = vectors.experts.tolist()
             for projection in group:
-                held = {
-                    number
-                    for number, expert in zip(numbers, experts, strict=True)
-                    if expert == projection.expert
-                }
+                # A token's first vector, where it has several: it is the one that a fault strikes.
+                held: dict[int, int] = {}
+                for at, (number, expert) in enumerate(zip(numbers, experts, strict=True)):
+                    if expert == projection.expert:
+                        held.setdefault(number, at)
                 real = _ranges_of(held, self._ranges, tokens, skipped)
                 if real:
                     execution = Execution(
@@ -288,9 +298,24 @@ class Recorder(Listener):
                     )
                     running.executions.append(execution)
                     self._macs.projections += execution.elements * execution.macs
+                    if self._reader is not None:
+                        chosen = [
+                            held[row * tokens + token]
+                            for row, start, stop in real
+                            for token in range(start, stop)
+                        ]
+                        places = torch.tensor(chosen, device=vectors.values.device)
+                        self._read(execution, vectors.values[places])
             return vectors.values
 
         return observe
+
+    def _read(self, execution: Execution, values: Tensor) -> None:
+        """Show the reader the values of an execution's real tokens, in their order."""
+        assert self._reader is not None
+        forward = self._clock.forward
+        call = forward.call.index - self._first_call
+        self._reader.read(call, forward.step, execution, values)
 
     def _observe_head(self, head: nn.Module) -> Callable[[Tensor], Tensor]:
         features = int(getattr(head, "in_features", 0))
@@ -340,7 +365,7 @@ def _real_ranges(forward: Forward) -> Ranges:
     return tuple(ranges)
 
 
-def _ranges_of(held: set[int], real: Ranges, tokens: int, skipped: int) -> Ranges:
+def _ranges_of(held: Container[int], real: Ranges, tokens: int, skipped: int) -> Ranges:
     """Join those tokens of `real` ranges that are in `held`, numbered row after row."""
     ranges: list[tuple[int, int, int]] = []
     for row, start, stop in real:

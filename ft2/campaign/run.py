@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ft2.campaign.asked import Asked, Watch
+from ft2.campaign.exponents import ExponentReader
 from ft2.campaign.golden import Golden, Recorder
 from ft2.campaign.noise import talk_noise
 from ft2.campaign.replies import Replies
@@ -44,6 +45,8 @@ class RunSpec:
         Whether to record what is computed.
     noise:
         Seed of the noise to put in place of the logits, if any.
+    exponents:
+        Reads the exponents of what is recorded, if anything is to.
     """
 
     protection: str = "none"
@@ -52,6 +55,7 @@ class RunSpec:
     fault: Fault | None = None
     record: bool = False
     noise: int | None = None
+    exponents: ExponentReader | None = None
 
 
 class Run(Listener):
@@ -132,7 +136,7 @@ class Run(Listener):
             clock = Clock.listen(model, self)
             attached.callback(clock.dismiss, model, self)
             if self.spec.record:
-                self._recorder = Recorder(model)
+                self._recorder = Recorder(model, self.spec.exponents)
                 attached.callback(self._recorder.stop)
             if self.spec.noise is not None:
                 attached.callback(talk_noise(model, self.spec.noise).remove)
