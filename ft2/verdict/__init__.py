@@ -1,7 +1,8 @@
 """From counts to a rate, an interval and a verdict. Pure arithmetic: no torch, no pytest."""
 
-from ft2.verdict.allocation import Allocation, AllocationRule, allocation_rule
+from ft2.verdict.allocation import POOL, Allocation, AllocationRule, strata_by_top_bit
 from ft2.verdict.betting import mean_interval
+from ft2.verdict.cells import Cell, Strata
 from ft2.verdict.early import decide_early
 from ft2.verdict.estimate import Estimate, UniformSample
 from ft2.verdict.evidence import always_valid_interval, log_evidence_above, log_evidence_below
@@ -19,25 +20,28 @@ from ft2.verdict.repetition import (
 from ft2.verdict.simulated import sequential_campaigns, stratified_campaigns
 from ft2.verdict.stopping import CurtailedRule, SequentialRule, StoppingRule, stopping_rule
 from ft2.verdict.stratified import Stratum, decide_stratified, interval_over_strata
-from ft2.verdict.two_stage import TwoStageSample
+from ft2.verdict.two_stage import LaterStratum, TwoStageSample
 from ft2.verdict.weighted import weighted_interval, weighted_rate
 
 __all__ = [
+    "POOL",
     "Allocation",
     "AllocationRule",
     "Budget",
+    "Cell",
     "Counts",
     "CurtailedRule",
     "Estimate",
+    "LaterStratum",
     "Pairs",
     "ReductionVerdict",
     "SequentialRule",
     "StoppingRule",
+    "Strata",
     "Stratum",
     "TwoStageSample",
     "UniformSample",
     "Verdict",
-    "allocation_rule",
     "always_valid_interval",
     "chance_of_another_early_verdict",
     "chance_of_another_stratified_verdict",
@@ -60,6 +64,7 @@ __all__ = [
     "never_passes",
     "sequential_campaigns",
     "stopping_rule",
+    "strata_by_top_bit",
     "stratified_campaigns",
     "upper_bound",
     "weighted_interval",

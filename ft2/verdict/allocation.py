@@ -4,35 +4,56 @@ No allotment that is fixed beforehand is never wider than uniform sampling: wher
 the weight w_h and n_h of N trials, and none shows an SDC, all that is known of the rate is that it
 is below max(w_h N / n_h) times what N uniform trials would prove, and that factor is 1 for the
 proportional allotment alone. So a campaign begins as a uniform one, and looks at its first trials.
-Once SDCs are found, and found in the hot stratum, more trials are drawn from that; a campaign that
-never finds them is a uniform one to its end, trial by trial, and so is its interval.
+Once SDCs are found, they show how to part the space, and more trials are drawn where SDCs are; a
+campaign that never finds them is a uniform one to its end, trial by trial, and so is its interval.
+
+The space is parted in one of two ways: into faults that flip the highest exponent bit and all
+others, which needs no learning, or by the chance of an SDC that a score
+(:func:`ft2.verdict.score.learned_chances`) learned from the first trials gives each cell.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Allocation", "AllocationRule", "allocation_rule"]
+from ft2.verdict.cells import Cell, Strata
+from ft2.verdict.score import cell_features, learned_chances
 
-_LOOKS = 32
+__all__ = ["POOL", "Allocation", "AllocationRule", "strata_by_top_bit"]
+
+POOL = 8
+"""For each planned trial so many others are drawn uniformly, to take those of a stratum from."""
+
+_BY_TOP_BIT = "top-exponent-bit", "other-bits"
+
+_LOOKS = 8
 # Whatever is found later, too few trials are left to gain from.
 _LAST_LOOK = 0.7
 _LEAST_EVENTS = 3
-# Of the trials that uniform sampling would give it, the cold stratum keeps one of these parts.
-_KEPT = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+# With fewer there is too little to learn a score from.
+_LEAST_LEARNED = 12
+_LEARNED = 5
+_FOLDS = 5
+# Of the trials that uniform sampling would give it, a stratum keeps one of these parts at least.
+_KEPT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+# A stratum must be expected to have so many trials, or it might have none.
+_LEAST_DRAWN = 20
 # The interval must be expected to be narrower than that, relative to uniform sampling's.
 _WORTH_IT = 0.9
-# Few events in the cold stratum are taken for more: those of a rate that a pilot could well hide.
+# Few events in a stratum are taken for more: those of a rate that a pilot could well hide.
 _HIDDEN, _HIDDEN_DEVIATIONS = 0.7, 1.0
 _DEVIATIONS = 1.96
+# As many standard deviations as a stratum's candidates may be fewer than expected.
+_SHORT = 6.0
 
-Counts = int | NDArray[np.integer[Any]]
+Seen = Sequence[tuple[Cell, bool]]
+"""Trials in their order: of each its cell, and whether it was an SDC."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +66,48 @@ class Allocation:
         Uniform trials that decided it.
     uniform:
         Uniform trials behind them.
-    hot:
-        Trials drawn from the hot stratum alone.
+    more:
+        Trials drawn from each stratum alone.
+    strata:
+        How the space is parted.
     """
 
     first: int
     uniform: int
-    hot: int
+    more: tuple[int, ...]
+    strata: Strata
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to part the space.
+
+    Attributes
+    ----------
+    trials, events:
+        What the first trials showed in each stratum, shape (strata,); of a score, those that it
+        was not learned from.
+    """
+
+    strata: Strata
+    trials: NDArray[np.float64]
+    events: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class AllocationRule:
     """Decides, from the first trials of a campaign, where to draw the others from.
 
-    Of some allotments the one whose interval is expected to be the narrowest, if it is expected to
-    be clearly narrower than uniform sampling's.
+    Of some strata and some allotments the ones whose interval is expected to be the narrowest, if
+    it is expected to be clearly narrower than uniform sampling's.
 
     Parameters
     ----------
     planned:
         Trials of the campaign, however they are drawn.
     stride:
-        It looks at multiples of so many trials, and allots such multiples: the number of prompts
-        that trials are dealt to in turn, so that each has as many as any other.
+        It looks at multiples of so many trials: the number of prompts that trials are dealt to in
+        turn, so that each has had as many as any other.
     """
 
     planned: int
@@ -83,103 +123,155 @@ class AllocationRule:
         return tuple(sorted({each for each in rounds if 0 < each <= _LAST_LOOK * self.planned}))
 
     @property
-    def most_hot(self) -> int:
-        """The most trials that it ever allots to the hot stratum."""
-        return self._hot(self.planned - self.looks[0], float(_KEPT.min())) if self.looks else 0
+    def most_more(self) -> int:
+        """The most trials that it ever draws from strata alone."""
+        return math.ceil((1 - min(_KEPT)) * self.planned) if self.looks else 0
 
-    def allot(
-        self, weight: float, hot_trials: int, hot_events: int, cold_trials: int, cold_events: int
-    ) -> Allocation | None:
+    def allot(self, masses: Mapping[Cell, float], seen: Seen) -> Allocation | None:
         """Return where to draw the other trials from; None: uniformly, as far as is known yet.
 
         Parameters
         ----------
-        weight:
-            The hot stratum's share of the space.
-        hot_trials, hot_events, cold_trials, cold_events:
+        masses:
+            The cells' shares of the space; they add up to 1, and hold each cell of `seen`.
+        seen:
             The first trials, all uniform, as many as one of :attr:`looks`.
         """
-        first = hot_trials + cold_trials
-        kept = float(
-            self.kept(
-                weight,
-                np.asarray(hot_trials),
-                np.asarray(hot_events),
-                np.asarray(cold_trials),
-                np.asarray(cold_events),
-            )
-        )
-        hot = self._hot(self.planned - first, kept)
-        return Allocation(first, self.planned - first - hot, hot) if hot else None
-
-    def kept(
-        self,
-        weight: float,
-        hot_trials: NDArray[np.integer[Any]],
-        hot_events: NDArray[np.integer[Any]],
-        cold_trials: NDArray[np.integer[Any]],
-        cold_events: NDArray[np.integer[Any]],
-    ) -> NDArray[np.float64]:
-        """Return the share of uniform trials among the others, 1 where all of them are to be.
-
-        The arguments are those of :meth:`allot`, or arrays of them.
-        """
-        first, events = hot_trials + cold_trials, hot_events + cold_events
-        usable = (events >= _LEAST_EVENTS) & (hot_trials > 0) & (cold_trials > 0)
-        first, hot_trials, cold_trials = (
-            np.where(usable, each, self.planned) for each in (first, hot_trials, cold_trials)
-        )
-        hidden = _HIDDEN + _HIDDEN_DEVIATIONS * np.sqrt(cold_events)
-        hot_rate = np.minimum(hot_events / hot_trials, 0.98)
-        cold_rate = np.minimum((cold_events + hidden) / cold_trials, 0.98)
-        rate = weight * hot_rate + (1 - weight) * cold_rate
-        later = self.planned - first
+        if sum(is_event for _, is_event in seen) < _LEAST_EVENTS:
+            return None
+        first, later = len(seen), self.planned - len(seen)
         # As in Müller and Schäfer's test, each stage counts by the root of its trials.
-        shares = np.sqrt(first / self.planned), np.sqrt(later / self.planned)
-        of_first = _width(rate, first)
-        cold = np.maximum(_KEPT * (1 - weight) * later[..., None], 1)
-        hot = np.maximum(later[..., None] - cold, 1)
-        of_later = _joined_width(weight, hot_rate[..., None], hot, cold_rate[..., None], cold)
-        widths = 1 / ((shares[0] / of_first)[..., None] + shares[1][..., None] / of_later)
-        best = widths.argmin(axis=-1)
-        narrow = widths.min(axis=-1) < _WORTH_IT * _width(rate, np.asarray(self.planned))
-        return np.where(usable & narrow, _KEPT[best], 1.0)
+        of_first, of_later = math.sqrt(first / self.planned), math.sqrt(later / self.planned)
+        found: tuple[float, Allocation] | None = None
+        for way in self._ways(masses, seen):
+            weights = np.array(way.strata.weights)
+            hidden = _HIDDEN + _HIDDEN_DEVIATIONS * np.sqrt(way.events)
+            # Those hidden in the stratum with the most SDCs do no harm.
+            hidden[0] = 0.0
+            rates = np.minimum((way.events + hidden) / way.trials, 0.98)
+            rate = float(weights @ rates)
+            ideal = weights * np.sqrt(rates * (1 - rates))
+            ideal /= ideal.sum()
+            for kept in _KEPT:
+                uniform, more = self._draws(weights, ideal, later, kept)
+                drawn = np.asarray(uniform * weights + more, dtype=float)
+                if drawn.min() < _LEAST_DRAWN:
+                    continue
+                width = 1 / (
+                    of_first / _width(np.ones(1), np.array([rate]), np.array([float(first)]))
+                    + of_later / _width(weights, rates, drawn)
+                )
+                share = width / _width(
+                    np.ones(1), np.array([rate]), np.array([float(self.planned)])
+                )
+                if share < min(_WORTH_IT, found[0] if found else 1.0):
+                    more_drawn = tuple(map(int, more))
+                    found = share, Allocation(first, uniform, more_drawn, way.strata)
+        return None if found is None else found[1]
 
-    def _hot(self, later: int, kept: float) -> int:
-        # Rounded first: 1 - 0.9 is a little less than a tenth.
-        return math.floor(round((1 - kept) * later, 6) / self.stride) * self.stride
+    def _draws(
+        self, weights: NDArray[np.float64], ideal: NDArray[np.float64], later: int, kept: float
+    ) -> tuple[int, NDArray[np.int64]]:
+        """Return how many trials to draw uniformly, in whole rounds, and from each stratum."""
+        drawn = later * (kept * weights + (1 - kept) * ideal)
+        candidates = POOL * self.planned * weights
+        most = np.maximum(candidates - _SHORT * np.sqrt(candidates), 0)
+        more = np.minimum(drawn - (drawn / weights).min() * weights, most).astype(np.int64)
+        uniform = int(later - more.sum()) // self.stride * self.stride
+        more[np.argmax(weights)] += later - more.sum() - uniform
+        return uniform, more
+
+    def _ways(self, masses: Mapping[Cell, float], seen: Seen) -> Iterator[_Way]:
+        places = {cell: place for place, cell in enumerate(masses)}
+        struck = np.array([places[cell] for cell, _ in seen])
+        # Whole rounds of prompts take turns to be left out.
+        folds = np.arange(len(seen)) // self.stride % _FOLDS
+        shape = _FOLDS, len(masses)
+        spots = folds * len(masses) + struck
+        wrong = np.array([is_event for _, is_event in seen], dtype=float)
+        trials = np.bincount(spots, minlength=math.prod(shape)).astype(float).reshape(shape)
+        events = np.bincount(spots, wrong, math.prod(shape)).astype(float).reshape(shape)
+        by_top = strata_by_top_bit(masses)
+        numbers = np.array([by_top.numbers[cell] for cell in masses])
+        ways = [_way(by_top, [numbers] * _FOLDS, trials, events)]
+        if wrong.sum() >= _LEAST_LEARNED:
+            ways.append(_by_score(masses, trials, events))
+        for way in ways:
+            if way.trials.all() and min(way.strata.weights) > 0:
+                yield way
 
 
-@lru_cache(maxsize=64)
-def allocation_rule(planned: int, stride: int) -> AllocationRule:
-    """Return the rule of a campaign, the same one each time."""
-    return AllocationRule(planned, stride)
+def strata_by_top_bit(masses: Mapping[Cell, float]) -> Strata:
+    """Part the space into faults that flip the highest exponent bit, and all others.
+
+    Parameters
+    ----------
+    masses:
+        The cells' shares of the space.
+    """
+    return Strata.of(masses, {cell: int(not cell.top) for cell in masses}, _BY_TOP_BIT)
 
 
-def _limits(
-    rate: NDArray[np.float64], trials: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return Wilson's limits."""
+def _by_score(
+    masses: Mapping[Cell, float], trials: NDArray[np.float64], events: NDArray[np.float64]
+) -> _Way:
+    """Part the space by the chance of an SDC, and judge that by the trials that taught it nothing.
+
+    Parameters
+    ----------
+    trials, events:
+        What was seen in each cell, shape (folds, cells).
+    """
+    shares, features = np.array([*masses.values()]), cell_features([*masses])
+
+    def numbers(trials: NDArray[np.float64], events: NDArray[np.float64]) -> NDArray[np.int64]:
+        return _alike(shares, learned_chances(features, trials, events))
+
+    of_folds = [
+        numbers(trials.sum(axis=0) - trials[fold], events.sum(axis=0) - events[fold])
+        for fold in range(_FOLDS)
+    ]
+    learned = numbers(trials.sum(axis=0), events.sum(axis=0)).tolist()
+    names = tuple(f"score-{number + 1}-of-{_LEARNED}" for number in range(_LEARNED))
+    strata = Strata.of(masses, dict(zip(masses, learned, strict=True)), names)
+    return _way(strata, of_folds, trials, events)
+
+
+def _alike(shares: NDArray[np.float64], chances: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return of each cell its stratum, so that all strata ask for as many trials.
+
+    That is so where the sums of the roots of the chances are alike (Dalenius and Hodges, 1959).
+    """
+    order = np.argsort(-chances, kind="stable")
+    asked = shares[order] * np.sqrt(chances[order])
+    below = np.cumsum(asked) - asked / 2
+    numbers = np.zeros(len(shares), dtype=np.int64)
+    numbers[order] = np.minimum(below / asked.sum() * _LEARNED, _LEARNED - 1)
+    return numbers
+
+
+def _way(
+    strata: Strata,
+    of_folds: Sequence[NDArray[np.int64]],
+    trials: NDArray[np.float64],
+    events: NDArray[np.float64],
+) -> _Way:
+    count = len(strata.names)
+    each = [*zip(of_folds, trials, events, strict=True)]
+    return _Way(
+        strata,
+        np.sum([np.bincount(numbers, seen, count) for numbers, seen, _ in each], axis=0),
+        np.sum([np.bincount(numbers, wrong, count) for numbers, _, wrong in each], axis=0),
+    )
+
+
+def _width(
+    weights: NDArray[np.float64], rates: NDArray[np.float64], trials: NDArray[np.float64]
+) -> float:
+    """Return the width that Wilson's limits of strata give their mean (Zou, Huang, Zhang, 2009)."""
     square = _DEVIATIONS**2
-    centre = (rate * trials + square / 2) / (trials + square)
-    half = _DEVIATIONS * np.sqrt(rate * (1 - rate) * trials + square / 4) / (trials + square)
-    return centre - half, centre + half
-
-
-def _width(rate: NDArray[np.float64], trials: NDArray[Any]) -> NDArray[np.float64]:
-    low, high = _limits(rate, trials)
-    return high - low
-
-
-def _joined_width(
-    weight: float,
-    hot_rate: NDArray[np.float64],
-    hot: NDArray[Any],
-    cold_rate: NDArray[np.float64],
-    cold: NDArray[Any],
-) -> NDArray[np.float64]:
-    hot_low, hot_high = _limits(hot_rate, hot)
-    cold_low, cold_high = _limits(cold_rate, cold)
-    above = np.hypot(weight * (hot_high - hot_rate), (1 - weight) * (cold_high - cold_rate))
-    below = np.hypot(weight * (hot_rate - hot_low), (1 - weight) * (cold_rate - cold_low))
-    return above + below
+    centre = (rates * trials + square / 2) / (trials + square)
+    half = _DEVIATIONS * np.sqrt(rates * (1 - rates) * trials + square / 4) / (trials + square)
+    above = np.linalg.norm(weights * (centre + half - rates))
+    below = np.linalg.norm(weights * (rates - centre + half))
+    return float(above + below)

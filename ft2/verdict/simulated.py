@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ft2.verdict.allocation import AllocationRule
+from ft2.verdict.allocation import Allocation, AllocationRule
+from ft2.verdict.cells import Cell
 from ft2.verdict.stopping import SequentialRule
+from ft2.verdict.two_stage import LaterStratum, TwoStageSample
 
-__all__ = ["Drawn", "sequential_campaigns", "stratified_campaigns"]
+__all__ = ["sequential_campaigns", "stratified_campaigns"]
 
 _AT_ONCE = 500
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Campaigns over strata by what they saw: one number for each, shape (campaigns,).
-
-    The names are those of :class:`ft2.verdict.TwoStageSample`. One that stayed uniform has no first
-    stage and no hot trials.
-    """
-
-    first_trials: NDArray[np.int64]
-    first_events: NDArray[np.int64]
-    hot_trials: NDArray[np.int64]
-    hot_events: NDArray[np.int64]
-    cold_trials: NDArray[np.int64]
-    cold_events: NDArray[np.int64]
 
 
 def sequential_campaigns(
@@ -89,59 +75,86 @@ def sequential_campaigns(
 
 def stratified_campaigns(
     rule: AllocationRule,
-    weight: float,
-    hot_rates: NDArray[np.float64],
-    cold_rates: NDArray[np.float64],
+    masses: Mapping[Cell, float],
+    rates: Mapping[Cell, float] | Sequence[Mapping[Cell, float]],
+    campaigns: int,
     random: np.random.Generator,
-) -> Drawn:
+) -> Iterator[tuple[Allocation | None, TwoStageSample]]:
     """Run campaigns over strata: uniform trials, looks at them, and what those allot.
 
     Parameters
     ----------
     rule:
-        Decides; its stride is the number of prompts.
-    weight:
-        The hot stratum's share of the space.
-    hot_rates, cold_rates:
-        The strata's true rates, shares; of shape (prompts, campaigns).
+        Decides; its stride is a multiple of the number of prompts.
+    masses:
+        The cells' shares of the space; they add up to 1.
+    rates:
+        The cells' true rates, shares; of each prompt, where there are several: trials are dealt to
+        them in turn.
+
+    Yields
+    ------
+    (Allocation or None, TwoStageSample)
+        What was allotted, and what was seen. A campaign that stayed uniform has no first stage, and
+        one stratum.
     """
-    planned = rule.planned
-    prompts, campaigns = hot_rates.shape
-    dealt = 0
-    hot, hot_events, events = (np.zeros(campaigns, dtype=np.int64) for _ in range(3))
-    first, first_events, more = (np.zeros(campaigns, dtype=np.int64) for _ in range(3))
-    undecided = np.ones(campaigns, dtype=bool)
+    cells = [*masses]
+    shares = np.array([*masses.values()])
+    by_prompt = [rates] if isinstance(rates, Mapping) else rates
+    chances = np.array([[each[cell] for cell in cells] for each in by_prompt])
+    for _ in range(campaigns):
+        yield _stratified(rule, masses, cells, shares, chances, random)
+
+
+def _stratified(
+    rule: AllocationRule,
+    masses: Mapping[Cell, float],
+    cells: Sequence[Cell],
+    shares: NDArray[np.float64],
+    chances: NDArray[np.float64],
+    random: np.random.Generator,
+) -> tuple[Allocation | None, TwoStageSample]:
+    planned, prompts = rule.planned, len(chances)
+    bounds = np.cumsum(shares)
+    seen: list[tuple[Cell, bool]] = []
+    events = 0
     for look in rule.looks:
-        for number in range(prompts):
-            some = (look - dealt) // prompts
-            drawn = random.binomial(some, weight, campaigns)
-            found = random.binomial(drawn, hot_rates[number])
-            hot += drawn
-            hot_events += found
-            events += found + random.binomial(some - drawn, cold_rates[number])
-        dealt = look
-        kept = rule.kept(weight, hot, hot_events, look - hot, events - hot_events)
-        decides = undecided & (kept < 1)
-        first[decides], first_events[decides] = look, events[decides]
-        extra = np.floor(np.round((1 - kept) * (planned - look), 6) / prompts) * prompts
-        more[decides] = extra[decides].astype(np.int64)
-        undecided &= ~decides
-    left = planned - dealt
-    each = np.array([left // prompts + (number < left % prompts) for number in range(prompts)])
-    rates = weight * hot_rates + (1 - weight) * cold_rates
-    first[undecided] = 0
-    cold_trials = np.where(undecided, planned, 0)
-    cold_events = np.where(undecided, events, 0)
-    for number in range(prompts):
-        cold_events += np.where(undecided, random.binomial(each[number], rates[number]), 0)
-    hot_trials, seen_hot = np.zeros_like(more), np.zeros_like(more)
-    later = np.where(undecided, 0, planned - first - more)
-    for number in range(prompts):
-        uniform = later // prompts + (number < later % prompts)
-        drawn = random.binomial(uniform, weight)
-        hot_here = drawn + more // prompts
-        hot_trials += hot_here
-        seen_hot += random.binomial(hot_here, hot_rates[number])
-        cold_trials += uniform - drawn
-        cold_events += random.binomial(uniform - drawn, cold_rates[number])
-    return Drawn(first, first_events, hot_trials, seen_hot, cold_trials, cold_events)
+        turns = np.arange(len(seen), look) % prompts
+        struck = np.searchsorted(bounds[:-1], bounds[-1] * random.random(len(turns)), "right")
+        wrong = random.random(len(turns)) < chances[turns, struck]
+        seen += zip((cells[at] for at in struck), wrong.tolist(), strict=True)
+        events += int(wrong.sum())
+        allocation = rule.allot(masses, seen)
+        if allocation is not None:
+            later = _second_stage(allocation, cells, shares, chances, random)
+            return allocation, TwoStageSample(look, events, later)
+    for trials, rate in zip(_dealt(planned - len(seen), prompts), chances @ shares, strict=True):
+        events += int(random.binomial(trials, min(rate, 1.0)))
+    return None, TwoStageSample(0, 0, (LaterStratum(1.0, planned, events),))
+
+
+def _second_stage(
+    allocation: Allocation,
+    cells: Sequence[Cell],
+    shares: NDArray[np.float64],
+    chances: NDArray[np.float64],
+    random: np.random.Generator,
+) -> tuple[LaterStratum, ...]:
+    weights, prompts = np.array(allocation.strata.weights), len(chances)
+    numbers = np.array([allocation.strata.numbers[cell] for cell in cells])
+    rates = np.array(
+        [np.bincount(numbers, shares * each, len(weights)) / weights for each in chances]
+    )
+    # Those of one stratum are on whichever prompt they happen to be.
+    anywhere = np.full(prompts, 1 / prompts)
+    trials = np.stack([random.multinomial(more, anywhere) for more in allocation.more], axis=1)
+    for number, uniform in enumerate(_dealt(allocation.uniform, prompts)):
+        trials[number] += random.multinomial(uniform, weights / weights.sum())
+    events = random.binomial(trials, np.minimum(rates, 1.0)).sum(axis=0)
+    seen = zip(weights.tolist(), trials.sum(axis=0).tolist(), events.tolist(), strict=True)
+    return tuple(LaterStratum(*each) for each in seen)
+
+
+def _dealt(trials: int, prompts: int) -> NDArray[np.int64]:
+    """Return how many trials each prompt has when they are dealt in turn."""
+    return trials // prompts + (np.arange(prompts) < trials % prompts)

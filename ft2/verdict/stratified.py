@@ -1,4 +1,4 @@
-"""The verdict of a campaign whose trials were drawn from two strata of the space."""
+"""The verdict of a campaign whose trials were drawn from strata of the space."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ft2.verdict.allocation import Allocation
 from ft2.verdict.gate import Budget, Counts, Verdict, decide, unusable
-from ft2.verdict.two_stage import TwoStageSample
+from ft2.verdict.two_stage import LaterStratum, TwoStageSample
 
 __all__ = ["Stratum", "decide_stratified", "interval_over_strata", "two_stage_samples"]
 
@@ -50,8 +50,8 @@ def decide_stratified(
     Parameters
     ----------
     first, later:
-        The hot and the cold stratum, as the uniform trials that decided the allocation showed
-        them, and as the others did.
+        The allocation's strata, in its order, as the uniform trials that decided it showed them,
+        and as the others did.
     allocation:
         Where the others were drawn from.
     budget:
@@ -62,12 +62,12 @@ def decide_stratified(
     Returns
     -------
     Verdict
-        Without a rate where trials are missing: they would be of one stratum or the other.
+        Without a rate where trials are missing: they would be of one stratum or another.
     """
     seen, sdc, due = (
         sum(getattr(each, name) for each in (*first, *later)) for name in ("trials", "sdc", "due")
     )
-    planned = allocation.first + allocation.uniform + allocation.hot
+    planned = allocation.first + allocation.uniform + sum(allocation.more)
     counts = Counts(planned, seen - sdc - due, sdc, due)
     missed = [
         f"No later trial was drawn from the stratum {each.name}."
@@ -83,18 +83,16 @@ def two_stage_samples(
     first: Sequence[Stratum], later: Sequence[Stratum]
 ) -> tuple[TwoStageSample, TwoStageSample]:
     """Return what the trials say of the rates of SDCs and of DUEs; as :func:`decide_stratified`."""
-    hot, cold = later
     trials = sum(each.trials for each in first)
 
-    def sample(events: Sequence[int], hot_events: int, cold_events: int) -> TwoStageSample:
+    def sample(name: str) -> TwoStageSample:
         return TwoStageSample(
-            trials, sum(events), hot.weight, hot.trials, hot_events, cold.trials, cold_events
+            trials,
+            sum(getattr(each, name) for each in first),
+            tuple(LaterStratum(each.weight, each.trials, getattr(each, name)) for each in later),
         )
 
-    return (
-        sample([each.sdc for each in first], hot.sdc, cold.sdc),
-        sample([each.due for each in first], hot.due, cold.due),
-    )
+    return sample("sdc"), sample("due")
 
 
 def interval_over_strata(

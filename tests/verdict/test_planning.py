@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ft2.verdict import (
-    AllocationRule,
+    Allocation,
     Budget,
     Counts,
     SequentialRule,
+    Strata,
     Stratum,
     chance_of_another_early_verdict,
     chance_of_another_stratified_verdict,
@@ -120,46 +120,51 @@ def test_the_chance_of_another_early_verdict_is_that_of_campaigns_of_models_like
 
 
 @pytest.mark.parametrize("confidence", [None, 0.95])
+@pytest.mark.parametrize(
+    ("weights", "seen", "allocated", "allowed"),
+    [
+        ((1 / 16, 15 / 16), ((900, 105), (2100, 1)), (1125, (750, 0)), 0.8),
+        ((0.1, 0.3, 0.6), ((800, 200), (1000, 40), (1200, 2)), (1125, (500, 250, 0)), 3.7),
+    ],
+)
 def test_the_chance_of_another_stratified_verdict_is_that_of_campaigns_of_models_like_this(
+    weights: tuple[float, ...],
+    seen: tuple[tuple[int, int], ...],
+    allocated: tuple[int, tuple[int, ...]],
+    allowed: float,
     confidence: float | None,
 ) -> None:
-    planned, weight, budget = 3000, 1 / 16, Budget(0.8, 100, confidence)
-    seen = Stratum("hot", weight, 900, 105, 0), Stratum("cold", 1 - weight, 2100, 1, 0)
-    random = np.random.default_rng(1)
-    names = []
-    for _ in range(150):
-        rates = [random.beta(each.sdc + 0.5, each.trials - each.sdc + 0.5) for each in seen]
-        names.append(stratified_verdict(planned, weight, rates, budget, random))
-    for name in set(names):
-        chance = chance_of_another_stratified_verdict(*seen, planned, budget, name)
-        expected = 100 * (1 - names.count(name) / len(names))
-        assert chance == pytest.approx(expected, abs=16)
+    names = tuple(map(str, range(len(weights))))
+    strata = [
+        Stratum(name, weight, *of, 0) for name, weight, of in zip(names, weights, seen, strict=True)
+    ]
+    allocation = Allocation(1125, *allocated, Strata(names, weights, {}))
+    budget, random = Budget(allowed, 100, confidence), np.random.default_rng(1)
+    found = [stratified_verdict(strata, allocation, budget, random) for _ in range(80)]
+    for verdict in set(found):
+        chance = chance_of_another_stratified_verdict(strata, allocation, budget, verdict)
+        expected = 100 * (1 - found.count(verdict) / len(found))
+        assert chance == pytest.approx(expected, abs=20)
 
 
 def stratified_verdict(
-    planned: int, weight: float, rates: list[float], budget: Budget, random: np.random.Generator
+    seen: list[Stratum], allocation: Allocation, budget: Budget, random: np.random.Generator
 ) -> str:
-    """Run one campaign trial by trial, as the plugin does."""
-    rule = AllocationRule(planned)
-    is_hot = random.random(planned) < weight
-    wrong = random.random(planned) < np.where(is_hot, rates[0], rates[1])
+    """Run one campaign of a model like this, trial by trial."""
+    rates = np.array([random.beta(each.sdc + 0.5, each.trials - each.sdc + 0.5) for each in seen])
+    uniform = random.choice(
+        len(seen), allocation.first + allocation.uniform, p=[each.weight for each in seen]
+    )
+    first, later = uniform[: allocation.first], uniform[allocation.first :]
+    later = np.append(later, np.repeat(range(len(seen)), allocation.more))
 
-    def stratum(name: str, share: float, chosen: Any) -> Stratum:
-        return Stratum(name, share, len(chosen), int(chosen.sum()), 0)
+    def strata(struck: NDArray[np.int64]) -> list[Stratum]:
+        wrong = random.random(len(struck)) < rates[struck]
+        return [
+            Stratum(
+                each.name, each.weight, int((struck == at).sum()), int(wrong[struck == at].sum()), 0
+            )
+            for at, each in enumerate(seen)
+        ]
 
-    for look in rule.looks:
-        hot, cold = wrong[:look][is_hot[:look]], wrong[:look][~is_hot[:look]]
-        found = rule.allot(weight, len(hot), int(hot.sum()), len(cold), int(cold.sum()))
-        if found is None:
-            continue
-        stop = found.first + found.uniform
-        more_hot = np.append(
-            wrong[look:stop][is_hot[look:stop]], random.random(found.hot) < rates[0]
-        )
-        early, late = (
-            [stratum("hot", weight, here), stratum("cold", 1 - weight, there)]
-            for here, there in ((hot, cold), (more_hot, wrong[look:stop][~is_hot[look:stop]]))
-        )
-        return decide_stratified(early, late, found, budget).name
-    events = int(wrong.sum())
-    return decide(Counts(planned, planned - events, events, 0), budget).name
+    return decide_stratified(strata(first), strata(later), allocation, budget).name

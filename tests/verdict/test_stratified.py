@@ -1,4 +1,4 @@
-"""Gates whose trials were drawn from two strata of the space."""
+"""Gates whose trials were drawn from strata of the space."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from scipy.stats import binom
 from ft2.verdict import (
     Allocation,
     Budget,
+    LaterStratum,
+    Strata,
     Stratum,
+    TwoStageSample,
     Verdict,
     decide_stratified,
     interval,
     interval_over_strata,
 )
+from ft2.verdict.stratified import two_stage_samples
 
 Seen = tuple[int, int, int]
+
+TWO = Strata(("top", "others"), (1 / 16, 15 / 16), {})
 
 
 def verdict(
@@ -34,7 +40,7 @@ def verdict(
         [Stratum("top", 1 / 16, *hot), Stratum("others", 15 / 16, *cold)]
         for hot, cold in (first, (top, others))
     )
-    return decide_stratified(early, late, Allocation(100, 650, 250), budget, problems)
+    return decide_stratified(early, late, Allocation(100, 650, (250, 0), TWO), budget, problems)
 
 
 def test_a_gate_compares_the_weighted_rate_not_the_count() -> None:
@@ -83,6 +89,24 @@ def test_a_gate_with_confidence_says_pass_fail_or_what_would_decide() -> None:
 def test_trials_that_are_missing_leave_no_rate(top: Seen, others: Seen, sentence: str) -> None:
     found = verdict(top, others, Budget(100))
     assert (found.name, found.reason, found.rate) == ("incomplete", sentence, None)
+
+
+def test_each_stratum_counts_by_its_share_however_many_there_are() -> None:
+    names, weights = ("a", "b", "c"), (0.1, 0.3, 0.6)
+    first = [Stratum(*each, 20, 1, 0) for each in zip(names, weights, strict=True)]
+    seen = ((100, 50, 3), (120, 12, 2), (180, 0, 1))
+    later = [
+        Stratum(*each, *of) for each, of in zip(zip(names, weights, strict=True), seen, strict=True)
+    ]
+    allocation = Allocation(60, 200, (90, 60, 50), Strata(names, weights, {}))
+    found = decide_stratified(first, later, allocation, Budget(20, 50))
+    sdc, due = two_stage_samples(first, later)
+    assert sdc == TwoStageSample(
+        60, 3, (LaterStratum(0.1, 100, 50), LaterStratum(0.3, 120, 12), LaterStratum(0.6, 180, 0))
+    )
+    assert (due.first_events, [each.events for each in due.later]) == (0, [3, 2, 1])
+    assert found.rate == pytest.approx(100 * (3 + 400 * (0.1 * 0.5 + 0.3 * 0.1)) / 460)
+    assert (found.name, found.interval) == ("pass", sdc.interval())
 
 
 def test_a_problem_makes_it_incomplete() -> None:
