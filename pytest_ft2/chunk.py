@@ -23,20 +23,20 @@ from ft2.campaign import (
     is_sticky,
     preserved_randomness,
 )
-from ft2.faults import Draw, Fault, fault_model, sample_top_bit, stratum_of
+from ft2.faults import Fault
 from pytest_ft2.crashes import batch_crashed, crashed_trials, leave_to_another_process
 from pytest_ft2.deadline import last_resort
+from pytest_ft2.drawing import ChunkDrawing, sample_fault
 from pytest_ft2.goldens import GoldenRunner, GoldenSet
 from pytest_ft2.items import ChunkItem, tear_down
 from pytest_ft2.judgement import Proof, first_line, judge, read_proof, sticky_error
-from pytest_ft2.needed import needed_trials
 from pytest_ft2.options import SETTINGS
 from pytest_ft2.oracle import Oracle
-from pytest_ft2.plan import GatePlan, Payload
+from pytest_ft2.plan import Payload
 from pytest_ft2.reports import send
 from pytest_ft2.timeouts import trial_timeout
 
-__all__ = ["run_chunk", "sample_fault"]
+__all__ = ["run_chunk"]
 
 _ERRORS_SHOWN = 5
 _MOST_OTHERS = 4
@@ -78,22 +78,6 @@ def run_chunk(chunk: ChunkItem, nextitem: pytest.Item | None) -> None:
     hooks.pytest_runtest_logfinish(nodeid=chunk.nodeid, location=chunk.location)
 
 
-def sample_fault(plan: GatePlan, trial: int, golden: GoldenSet) -> Fault:
-    """Return the fault of a trial: the same in every process and under every protection.
-
-    Raises
-    ------
-    ValueError
-        If the encoding does not fit the model's dtype, or the space cannot be parted into strata.
-    """
-    assert golden.golden is not None
-    space, model = golden.golden.space, fault_model(plan.fault_model)
-    draw = Draw(plan.seed, plan.key, trial)
-    if trial >= plan.planned > 0:
-        return sample_top_bit(space, draw, model, plan.encoding)
-    return space.sample(draw, model, plan.encoding)
-
-
 def _collect_garbage(config: pytest.Config) -> None:
     """Search all objects for garbage before this process's first trial: it counts in no trial.
 
@@ -131,6 +115,7 @@ class _ChunkRun:
             self.campaign, chunk, chunk.config.stash[SETTINGS].model_fixture
         )
         self.errors: list[str] = []
+        self._drawing = ChunkDrawing(chunk, self.goldens, self._report_problem)
         self._faults: dict[int, Fault] = {}
         self._computed: dict[int, Batched | str] = {}
         self._ended: list[tuple[int, Outcome | None]] = []
@@ -150,14 +135,20 @@ class _ChunkRun:
             self._check_what_stays()
 
     def _run_trials(self) -> None:
-        if self._device_is_lost() or not any(map(self._is_needed, self.chunk.trials)):
-            return
+        while not self._device_is_lost() and (others := self._drawing.first_trials()):
+            self._run_together(others)
+        if not self._device_is_lost() and self._drawing.is_any_needed():
+            self._run_together(self._trials())
+
+    def _run_together(self, chosen: list[int]) -> None:
         sets = self._sets()
+        if self.plan.sampling == "stratified" and not self._drawing.find_cells(sets):
+            return
         # Each set's assertion is tried once in the whole session: beside the set's first trial.
-        for trial in self.chunk.trials:
+        for trial in dict.fromkeys([*self.chunk.trials, *chosen]):
             if trial < len(sets):
                 self._oracle.check(sets[trial])
-        trials = [(trial, sets[trial % len(sets)]) for trial in self._trials() if sets]
+        trials = [(trial, sets[self._drawing.draw(trial) % len(sets)]) for trial in chosen if sets]
         trials = [each for each in trials if self.goldens.of_set(each[1]).golden is not None]
         if not trials:
             return
@@ -167,10 +158,10 @@ class _ChunkRun:
         _collect_garbage(self.chunk.config)
         with last_resort():
             for trial, number in trials:
-                if not self._is_needed(trial):
+                if not self._drawing.is_needed(trial):
                     continue
                 # Said before anything runs, so that it is known in which trial a process died.
-                self._announce("begins", trial=trial, stratum=self._stratum(trial, number))
+                self._announce("begins", trial=trial, **self._drawing.drawn(trial))
                 self._run_trial(trial, number)
                 if self._device_is_lost():
                     return
@@ -178,45 +169,40 @@ class _ChunkRun:
         if self._ended:
             self._check_suspect()
 
-    def _is_needed(self, trial: int) -> bool:
-        """Whether the campaign's first trials have not decided that this one need not run."""
-        return any(trial in each for each in needed_trials(self.chunk.config, self.plan))
-
     def _trials(self) -> list[int]:
         """Return the trials to run: when the chunk runs again, not those that ended it."""
         crashed = crashed_trials(self.chunk.config, self.chunk.nodeid)
         return [
-            trial for trial in self.chunk.trials if trial not in crashed and self._is_needed(trial)
+            trial
+            for trial in self.chunk.trials
+            if trial not in crashed and self._drawing.is_needed(trial)
         ]
-
-    def _stratum(self, trial: int, number: int) -> str | None:
-        """Return the stratum of a trial's fault; None where there are no strata, or no fault."""
-        if self.plan.sampling == "uniform":
-            return None
-        try:
-            return stratum_of(self._fault(trial, number))
-        except ValueError:
-            return None
 
     def _fault(self, trial: int, number: int) -> Fault:
         """Return the fault of a trial of a set; raises as :func:`sample_fault` does."""
         if trial not in self._faults:
-            self._faults[trial] = sample_fault(self.plan, trial, self.goldens.of_set(number))
+            draw = self._drawing.draw(trial)
+            self._faults[trial] = sample_fault(self.plan, draw, self.goldens.of_set(number))
         return self._faults[trial]
 
-    def _announce(self, kind: str, **values: int | str | None) -> None:
+    def _announce(self, kind: str, **values: Any) -> None:
         # Only another process can be there to hear of this one's end.
         if hasattr(self.chunk.config, "workerinput"):
-            announcement: Payload = {"kind": kind, "campaign": self.plan.key, **values}
-            send(self.chunk, kind, [announcement])
+            send(self.chunk, kind, [{"kind": kind, "campaign": self.plan.key, **values}])
 
     def _sets(self) -> list[int]:
         """Return the sets that trials are dealt to, after making the golden runs they need."""
         count = len(self.plan.sets)
-        if self.plan.golden == "exclude":
-            # Which sets remain decides which set each trial belongs to, so all must be known.
+        if self.plan.golden == "exclude" or self.plan.sampling == "stratified":
+            # Which sets remain decides which set each trial belongs to, and all of them how large
+            # strata are.
             known = [self._golden(number) for number in range(count)]
-            return [number for number, golden in enumerate(known) if not golden.wrong_answer]
+            excluded = self.plan.golden == "exclude"
+            return [
+                number
+                for number, golden in enumerate(known)
+                if not (excluded and golden.wrong_answer)
+            ]
         for number in sorted({trial % count for trial in self.chunk.trials}):
             self._golden(number)
         return list(range(count))
@@ -334,7 +320,7 @@ class _ChunkRun:
             "trial": trial,
             "params": golden.label,
             "fault": str(fault),
-            "stratum": self._stratum(trial, number),
+            **self._drawing.drawn(trial),
             "before": proof.before,
             "after": proof.after,
             "landed": proof.landed,
@@ -348,7 +334,7 @@ class _ChunkRun:
             "weights": golden.golden.weights(fault),
         }
         if ended.error is not None:
-            self.errors.append(f"Trial {trial}: {ended.error}")
+            self.errors.append(f"Trial {record['draw']}: {ended.error}")
         # Of a trial without an outcome there is nothing to compare.
         comparable = isinstance(computed, Batched) and ended.outcome is not None
         if self._watched.takes(trial, comparable):
@@ -360,14 +346,17 @@ class _ChunkRun:
         alone = self._end(number, fault)
         self._part_with_lost_device(trial, alone)
         if alone.error is not None:
-            self._report_problem(f"In trial {trial}, when it ran again alone, {alone.error}")
+            self._report_problem(
+                f"In trial {self._drawing.draw(trial)}, when it ran again alone, {alone.error}"
+            )
             return None
         same = alone.outcome is batched.outcome
         calls = self.goldens.of_set(number).calls
         if not same and calls is not None and not calls.is_half:
             self._report_problem(
-                f"Trial {trial} ends differently in a batch ({batched.outcome}) and alone "
-                f"({alone.outcome}), which no rounding explains: use --ft2-batch=1."
+                f"Trial {self._drawing.draw(trial)} ends differently in a batch "
+                f"({batched.outcome}) and alone ({alone.outcome}), which no rounding "
+                "explains: use --ft2-batch=1."
             )
         return same
 
@@ -389,7 +378,7 @@ class _ChunkRun:
         """
         if ended.lost is not None:
             leave_to_another_process(self.chunk.config)
-            where = f"trial {trial} of {self.plan.key}"
+            where = f"trial {self._drawing.draw(trial)} of {self.plan.key}"
             self.chunk.config.stash[_LOST_DEVICE] = (where, str(ended.lost), _ELSEWHERE)
 
     def lose_device(self, where: str, error: BaseException) -> None:

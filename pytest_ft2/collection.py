@@ -275,7 +275,7 @@ def _campaign(
         golden=budget.golden,
         seed=settings.seed,
         sampling=settings.sampling,
-        hot=AllocationRule(planned).most_hot if settings.sampling == "stratified" else 0,
+        more=AllocationRule(planned).most_more if settings.sampling == "stratified" else 0,
         stop=settings.stop,
         trial_timeout=settings.trial_timeout,
         replay_options=settings.chosen_options,

@@ -9,10 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from ft2.campaign import Ahead, Golden, GoldenCalls, Replies, Run, RunSpec, seed_everything
-from ft2.faults import OTHER_BITS, TOP_BIT, fault_model, top_bit_weight
+from ft2.campaign import (
+    Ahead,
+    ExponentReader,
+    Golden,
+    GoldenCalls,
+    Replies,
+    Run,
+    RunSpec,
+    seed_everything,
+)
 from ft2.layers import unwrap
 from pytest_ft2.attempt import Attempt, attempt, cached_model, model_definition
+from pytest_ft2.cells import CampaignCells
 from pytest_ft2.environment import environment
 from pytest_ft2.items import Campaign
 from pytest_ft2.plan import GatePlan, Payload
@@ -75,6 +84,8 @@ class CampaignState:
         Numbers of the sets whose trials ran since it was looked for what they left behind.
     suspect:
         That of them to look at first.
+    cells:
+        The cells of its draws; None until they are needed.
     deaf:
         Numbers of the sets whose assertion was not seen to fail on noise: asking again costs many
         runs, and tells nothing more.
@@ -86,6 +97,7 @@ class CampaignState:
     sets: dict[int, GoldenSet] = field(default_factory=dict)
     tried: set[int] = field(default_factory=set)
     suspect: int = 0
+    cells: CampaignCells | None = None
     deaf: set[int] = field(default_factory=set)
 
 
@@ -181,6 +193,20 @@ class GoldenRunner:
             )
         return None
 
+    def read(self, number: int, exponents: ExponentReader) -> str | None:
+        """Run a set's golden once more, to read values; return a sentence if it is another one."""
+        known = self.state.sets[number]
+        result, run = self._fault_free(known, number, RunSpec(record=True, exponents=exponents))
+        golden = run.golden
+        right = known.golden
+        same = golden is not None and right is not None and golden.digest == right.digest
+        if result.passed and same:
+            return None
+        return (
+            f"The golden run {self._named(number)} does not repeat while its values are read: make "
+            "it independent of what ran before."
+        )
+
     def run(
         self, number: int, spec: RunSpec, seconds: float | None, replies: Replies | None = None
     ) -> tuple[Attempt, Run]:
@@ -222,8 +248,6 @@ class GoldenRunner:
         }
         if golden is not None and made.problem is None:
             made.problem = self._repeat(number, made, golden)
-        if golden is not None and made.problem is None and self.plan.sampling == "stratified":
-            made.problem = self._weigh_strata(number, golden, values)
         if golden is not None and made.problem is None:
             made.golden = golden
             if self.plan.protection == "none":
@@ -241,16 +265,6 @@ class GoldenRunner:
         values["problem"] = made.problem
         made.payload = golden_payload(self.plan, made.label, **values)
         return made
-
-    def _weigh_strata(self, number: int, golden: Golden, values: Payload) -> str | None:
-        """Add the strata's shares of the space to what is reported; return a sentence if none."""
-        model = fault_model(self.plan.fault_model)
-        try:
-            weight = top_bit_weight(golden.space, model, self.plan.encoding)
-        except ValueError as error:
-            return f"{self._named(number)}: {error}."
-        values["strata"] = {TOP_BIT: float(weight), OTHER_BITS: float(1 - weight)}
-        return None
 
     def _problem(self, number: int, result: Attempt, run: Run) -> str | None:
         name = self._named(number)

@@ -14,13 +14,16 @@ from ft2.report import CampaignResult
 from ft2.verdict import (
     Allocation,
     Budget,
+    Cell,
     Counts,
+    Strata,
     Stratum,
     Verdict,
     decide,
     decide_early,
     decide_stratified,
     is_lost_already,
+    strata_by_top_bit,
 )
 from pytest_ft2.looks import AllocationLooks, StopLooks
 from pytest_ft2.plan import GatePlan, Payload
@@ -50,13 +53,24 @@ class CampaignLedger(CampaignRecords):
         self._stops = StopLooks(self.plan, self.budget)
         self._allocations = AllocationLooks(self.plan)
 
+    def add(self, payload: Payload, nodeid: str) -> None:
+        """Take in what :meth:`CampaignRecords.add` does, and look at what it decides."""
+        super().add(payload, nodeid)
+        if payload["kind"] == "cells":
+            self._look()
+
     def add_trial(self, record: Payload) -> None:
         """Count a trial, and look at what the first ones decide."""
         super().add_trial(record)
+        if self.masses and record["cell"] and Cell(*record["cell"]) not in self.masses:
+            self.note_different_values()
+        self._look()
+
+    def _look(self) -> None:
         if self.plan.stop == "early":
             self._stops.look(self.trials, len(self.remaining))
         if self.plan.sampling == "stratified":
-            self._allocations.look(self.trials, len(self.remaining), self.strata_weights)
+            self._allocations.look(self.trials, len(self.remaining), self.masses)
 
     @property
     def stopped_after(self) -> int | None:
@@ -74,6 +88,19 @@ class CampaignLedger(CampaignRecords):
         if self.stopped_after is not None:
             return (range(self.stopped_after),)
         return self._allocations.chosen if self._allocations.ended else None
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers of the trials that the next look at an allocation waits for."""
+        return self._allocations.missing(self.trials, len(self.remaining))
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it is certain that the campaign will be incomplete."""
+        runs = (each for runs in self.golden.values() for each in runs)
+        return bool(self.problems) or any(
+            each.get("problem") and each["params"] in self.remaining for each in runs
+        )
 
     @property
     def counts(self) -> Counts:
@@ -150,20 +177,27 @@ class CampaignLedger(CampaignRecords):
                 for each in sorted(known, key=lambda each: self._order(each["params"]))
             ],
             excluded=self.excluded,
-            trials=[
-                {name: value for name, value in record.items() if name not in ("kind", "campaign")}
-                for record in self.counted.values()
-            ],
+            trials=[_public(record, self._strata) for record in self.counted.values()],
             stop=self._stop(),
             strata=self.strata(),
             allocation=self.allocation,
+            masses=self.masses,
+            shares=self.shares,
             largest_weights=_largest([each.get("largest_weights") for each in known]),
             share_outside=sum(shares) / len(shares) if shares else None,
             replay_options=self.plan.replay_options,
         )
 
+    @property
+    def _strata(self) -> Strata | None:
+        """How the space is parted; None where the plan is uniform, or cells are not known."""
+        if self.allocation is not None:
+            return self.allocation.strata
+        is_parted = self.plan.sampling == "stratified" and self.masses
+        return strata_by_top_bit(self.masses) if is_parted else None
+
     def strata(self, stage: Literal["first", "later"] | None = None) -> list[Stratum] | None:
-        """Return what was seen in each stratum, the hot one first.
+        """Return what was seen in each stratum, that with the most SDCs first.
 
         None where the trials are those of a uniform plan.
 
@@ -172,10 +206,11 @@ class CampaignLedger(CampaignRecords):
         stage:
             Of the trials that decided the allocation, or of those behind them; None: of all.
         """
-        if self.plan.sampling == "uniform":
+        parted = self._strata
+        if parted is None:
             return None
         outcomes = Counter(
-            (record.get("stratum"), record["outcome"])
+            (_stratum(record, parted), record["outcome"])
             for number, record in self.counted.items()
             if stage in (None, self._allocations.stage(number))
         )
@@ -187,7 +222,7 @@ class CampaignLedger(CampaignRecords):
                 outcomes[name, "sdc"],
                 outcomes[name, "due"],
             )
-            for name, weight in self.strata_weights.items()
+            for name, weight in zip(parted.names, parted.weights, strict=True)
         ]
 
     def _verdict(self) -> Verdict:
@@ -204,7 +239,12 @@ class CampaignLedger(CampaignRecords):
     @property
     def saved(self) -> int:
         """Trials there were to choose from that will not run."""
-        return 0 if self.needed is None else len(self.plan.numbers) - len(self.trials)
+        if self.needed is None:
+            return 0
+        # Behind a decision to stop, what other processes had begun has run too.
+        stopped = self.stopped_after is not None
+        run = len(self.trials) if stopped else sum(map(len, self.needed))
+        return len(self.plan.numbers) - run
 
     def _stop(self) -> Payload | None:
         if self.plan.stop != "early":
@@ -225,6 +265,24 @@ def _largest(weights: Iterable[dict[str, float] | None]) -> dict[str, float] | N
     if not known:
         return None
     return {name: max(each[name] for each in known) for name in known[0]}
+
+
+def _stratum(record: Payload, parted: Strata | None) -> str | None:
+    """Return the name of a trial's stratum; None where there are no strata."""
+    if parted is None or record["cell"] is None:
+        return None
+    number = parted.numbers.get(Cell(*record["cell"]))
+    return None if number is None else parted.names[number]
+
+
+def _public(record: Payload, parted: Strata | None) -> Payload:
+    """Return what the JSON document says of a trial: its number is that of its draw."""
+    inner = ("kind", "campaign", "draw", "cell")
+    public = {name: value for name, value in record.items() if name not in inner}
+    if parted is not None:
+        size = None if record["cell"] is None else Cell(*record["cell"]).size
+        public |= {"stratum": _stratum(record, parted), "size": size}
+    return public | {"trial": record["draw"]}
 
 
 def _as_masked(counts: Counts) -> Counts:

@@ -8,10 +8,10 @@ processes run them nor on which of them are done.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from ft2.verdict import Allocation, AllocationRule, Budget, Counts, allocation_rule, stopping_rule
+from ft2.verdict import Allocation, AllocationRule, Budget, Cell, Counts, stopping_rule
 from pytest_ft2.plan import GatePlan, Payload
 
 __all__ = ["AllocationLooks", "StopLooks"]
@@ -81,12 +81,9 @@ class AllocationLooks:
     plan: GatePlan
     allocation: Allocation | None = None
     ended: bool = False
-    _seen: int = 0
-    _hot_trials: int = 0
-    _hot_events: int = 0
-    _events: int = 0
+    _seen: list[tuple[Cell, bool]] = field(default_factory=list)
 
-    def look(self, trials: Mapping[int, Payload], sets: int, strata: Mapping[str, float]) -> None:
+    def look(self, trials: Mapping[int, Payload], sets: int, masses: Mapping[Cell, float]) -> None:
         """Look at the trials that have become complete.
 
         Parameters
@@ -95,35 +92,35 @@ class AllocationLooks:
             Their records, by number.
         sets:
             How many parameter sets they are dealt to.
-        strata:
-            The strata's shares of the space, the hot one first; none where they are not known.
+        masses:
+            The cells' shares of the space; none where they are not known.
         """
-        if self.ended or not strata:
+        if self.ended or not masses:
             return
-        rule = allocation_rule(self.plan.planned, max(1, sets))
-        hot, weight = next(iter(strata.items()))
-        while (record := trials.get(self._seen)) and record["outcome"] is not None:
-            if self._seen >= self._last(rule):
-                break
-            self._seen += 1
-            is_hot, is_sdc = record["stratum"] == hot, record["outcome"] == "sdc"
-            self._hot_trials += is_hot
-            self._events += is_sdc
-            self._hot_events += is_hot and is_sdc
-            if self._seen in rule.looks:
-                self.allocation = rule.allot(
-                    weight,
-                    self._hot_trials,
-                    self._hot_events,
-                    self._seen - self._hot_trials,
-                    self._events - self._hot_events,
-                )
+        rule = AllocationRule(self.plan.planned, max(1, sets))
+        last = rule.looks[-1] if rule.looks else 0
+        while len(self._seen) < last and (record := trials.get(len(self._seen))):
+            if record["outcome"] is None:
+                # There is no verdict of such a campaign, and others wait for word.
+                self.ended = True
+                return
+            cell = Cell(*record["cell"]) if record["cell"] else None
+            if cell is None or cell not in masses:
+                self.ended = True
+                return
+            self._seen.append((cell, record["outcome"] == "sdc"))
+            if len(self._seen) in rule.looks:
+                self.allocation = rule.allot(masses, self._seen)
             if self.allocation is not None:
                 break
-        self.ended = self.allocation is not None or self._seen >= self._last(rule)
+        self.ended = self.allocation is not None or len(self._seen) >= last
 
-    def _last(self, rule: AllocationRule) -> int:
-        return rule.looks[-1] if rule.looks else 0
+    def missing(self, trials: Mapping[int, Payload], sets: int) -> list[int]:
+        """Return the numbers of the trials that the next look waits for; as :meth:`look`."""
+        seen = len(self._seen)
+        rule = AllocationRule(self.plan.planned, max(1, sets))
+        following = next((each for each in rule.looks if each > seen), seen)
+        return [number for number in range(seen, following) if number not in trials]
 
     @property
     def chosen(self) -> tuple[range, ...]:
@@ -132,7 +129,7 @@ class AllocationLooks:
         if self.allocation is None:
             return (range(planned),)
         uniform = range(self.allocation.first + self.allocation.uniform)
-        return uniform, range(planned, planned + self.allocation.hot)
+        return uniform, range(planned, planned + sum(self.allocation.more))
 
     def stage(self, trial: int) -> Literal["first", "later"]:
         """Return whether a trial helped to decide the allocation."""

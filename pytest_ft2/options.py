@@ -224,8 +224,8 @@ _OPTIONS = (
     _Option(
         "sampling",
         "NAME",
-        "stratified: more faults in the highest exponent bit once the first show that SDCs are "
-        "there, weighted by its share of the space; uniform: as the space has them",
+        "stratified: more faults from where the first ones found SDCs, weighted by the strata's "
+        "shares of the space; uniform: as the space has them",
         "uniform",
         _one_of(SAMPLINGS),
         shapes_a_trial=True,

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ft2.verdict import POOL
+
 __all__ = ["GatePlan", "Payload"]
 
 Payload = dict[str, Any]
@@ -33,9 +35,9 @@ class GatePlan:
         Where the test stands, as pytest's reports give it.
     planned:
         Number of trials; 0 in a replay that does not say.
-    hot:
-        How many more trials are there to be chosen from, numbered behind the planned ones: their
-        faults flip the highest exponent bit, and they run in place of planned ones.
+    more:
+        How many trials, numbered behind the planned ones, may run in place of some of these: each
+        has a draw from a stratum that the first trials choose.
     chunk:
         Trials per item.
     bounds:
@@ -43,8 +45,8 @@ class GatePlan:
     correction:
         What it does with values out of bounds; None: as it has it.
     sampling:
-        ``stratified`` where faults in the highest exponent bit get more trials than their share of
-        the space once the first trials show that SDCs are there, else ``uniform``.
+        ``stratified`` where some strata get more trials than their share of the space once the
+        first trials show that SDCs are there, else ``uniform``.
     stop:
         ``early`` where the first trials may decide the gate, else ``never``.
     sets:
@@ -71,7 +73,7 @@ class GatePlan:
     bounds: str | None = None
     correction: str | None = None
     sampling: str = "uniform"
-    hot: int = 0
+    more: int = 0
     stop: str = "never"
 
     @property
@@ -99,12 +101,17 @@ class GatePlan:
     @property
     def numbers(self) -> range:
         """The numbers of all trials that there are to be chosen from."""
-        return range(self.planned + self.hot)
+        return range(self.planned + self.more)
+
+    @property
+    def draws(self) -> range:
+        """The numbers of all draws of faults that there are to choose from."""
+        return range(self.planned * (1 + POOL) if self.more else self.planned)
 
     @property
     def chunks(self) -> Iterator[range]:
         """The trials of each chunk."""
-        for start, stop in ((0, self.planned), (self.planned, self.planned + self.hot)):
+        for start, stop in ((0, self.planned), (self.planned, self.planned + self.more)):
             for first in range(start, stop, self.chunk):
                 yield range(first, min(first + self.chunk, stop))
 
@@ -112,9 +119,9 @@ class GatePlan:
         """Return the node id of the chunk that runs `trials`."""
         return f"{self.prefix}faults-{trials[0]}-{trials[-1]}]"
 
-    def replay_line(self, trial: int) -> str:
-        """Return what a shell needs to run a trial again."""
-        line = f"pytest --ft2-replay={shlex.quote(f'{self.key}#{trial}')}"
+    def replay_line(self, draw: int) -> str:
+        """Return what a shell needs to run the trial of a draw again."""
+        line = f"pytest --ft2-replay={shlex.quote(f'{self.key}#{draw}')}"
         return " ".join((line, *map(shlex.quote, self.replay_options)))
 
     def as_plain(self) -> dict[str, Any]:

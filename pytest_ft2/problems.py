@@ -44,10 +44,16 @@ class Problems:
             *self.records.problems,
         ]
         errors = [
-            (number, record["error"])
-            for number, record in self.counted.items()
+            (record["draw"], record["error"])
+            for record in self.counted.values()
             if record["outcome"] is None
         ]
+        draws = [record["draw"] for record in self.counted.values()]
+        if len(draws) > len(set(draws)):
+            found.append(
+                f"Processes disagree on which faults of {self._plan.key} are in which stratum: "
+                "use --ft2-sampling=uniform, or one process."
+            )
         if errors:
             number, sentence = errors[0]
             others = f" {len(errors) - 1} more trials ended so." if len(errors) > 1 else ""
@@ -113,11 +119,6 @@ class Problems:
     def _golden_problems(self) -> Iterable[str]:
         remaining = self.records.remaining
         runs = [each for params in remaining for each in self.records.golden.get(params, [])]
-        if len({tuple(each["strata"].items()) for each in runs if "strata" in each}) > 1:
-            yield (
-                f"The golden runs of {self._plan.key} compute in different number formats, so the "
-                "strata weigh differently in them: name one format with --ft2-encoding."
-            )
         if 2 * len(remaining) < len(self._plan.sets):
             yield (
                 f"Only {len(remaining)} of {len(self._plan.sets)} parameter sets are answered "
@@ -192,14 +193,15 @@ class Problems:
                         "trials were lost: use --ft2-batch=1, to see which of them it is."
                     )
                 continue
+            draw = self.records.trials[trial]["draw"]
             behind = (
                 f"the {lost} trials behind it were lost"
                 if lost
                 else "the fault-free run behind it was lost"
             )
             yield (
-                f"A worker died in trial {trial}, which counts as a DUE, and {behind}: "
-                f"`{self._plan.replay_line(trial)}` shows what ends the process."
+                f"A worker died in trial {draw}, which counts as a DUE, and {behind}: "
+                f"`{self._plan.replay_line(draw)}` shows what ends the process."
             )
 
     def _selection_problems(self) -> Iterable[str]:

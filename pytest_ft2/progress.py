@@ -20,7 +20,18 @@ _SHOWN: dict[str | None, tuple[str, str, dict[str, bool]]] = {
     None: ("H", "HARNESS ERROR", {"red": True}),
 }
 _CHUNK = re.compile(r"[\[-]faults-(?P<first>\d+)-(?P<last>\d+)\](@.*)?$")
-_OURS = ("plan", "golden", "noise", "together", "begins", "behind", "problem")
+_OURS = (
+    "plan",
+    "golden",
+    "noise",
+    "together",
+    "begins",
+    "behind",
+    "problem",
+    "cells",
+    "strata",
+    "waits",
+)
 
 
 class Progress:
@@ -44,7 +55,7 @@ class Progress:
             return "", "", ""
         letter, word, markup = _SHOWN[record["outcome"]]
         category = record["outcome"] or "harness error"
-        return category, letter, (f"{word} (trial {record['trial']})", markup)
+        return category, letter, (f"{word} (trial {record['draw']})", markup)
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         reporter = session.config.pluginmanager.getplugin("terminalreporter")

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ft2.verdict import Cell
 from pytest_ft2.plan import GatePlan, Payload
 
 __all__ = ["CampaignRecords"]
+
+# What processes compute alike differs by no more of the space.
+_ROUNDING = 1e-3
 
 
 @dataclass
@@ -32,6 +36,10 @@ class CampaignRecords:
         The chunks that ran to their end.
     noise_holds:
         Of each parameter set that was tried, whether its assertion holds on noise.
+    masses:
+        The cells' shares of the space; empty where they are not known, or not needed.
+    shares:
+        Of each parameter set the shares that strata have of its space.
     deafened:
         The parameter sets whose assertion holds on noise after trials.
     """
@@ -43,6 +51,8 @@ class CampaignRecords:
     trials: dict[int, Payload] = field(default_factory=dict)
     golden: dict[str, list[Payload]] = field(default_factory=dict)
     noise_holds: dict[str, bool] = field(default_factory=dict)
+    masses: dict[Cell, float] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
     deafened: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     running: dict[str, Payload] = field(default_factory=dict)
@@ -68,17 +78,34 @@ class CampaignRecords:
         elif kind == "noise":
             params = payload["params"]
             self.noise_holds[params] = payload["holds"] or self.noise_holds.get(params, False)
+        elif kind == "cells":
+            self._add_masses({Cell(*cell): share for *cell, share in payload["shares"]})
+        elif kind == "strata":
+            self.shares = self.shares or payload["shares"]
         elif kind == "deafened":
             self.deafened.add(payload["params"])
         elif kind == "problem":
             self.note(payload["sentence"])
+
+    def _add_masses(self, masses: dict[Cell, float]) -> None:
+        known = self.masses = self.masses or masses
+        away = (abs(known.get(cell, 0) - masses.get(cell, 0)) for cell in {*known, *masses})
+        if sum(away) > _ROUNDING:
+            self.note_different_values()
+
+    def note_different_values(self) -> None:
+        """Add the problem that strata are not the same in all processes."""
+        self.note(
+            f"Two processes computed different values in the golden runs of {self.plan.key}, so "
+            "strata differ between them: use --ft2-sampling=uniform, or one process."
+        )
 
     def add_trial(self, record: Payload) -> None:
         """Count a trial; two runs of it must agree."""
         known = self.trials.setdefault(record["trial"], record)
         if (known["fault"], known["outcome"]) != (record["fault"], record["outcome"]):
             self.note(
-                f"Trial {record['trial']} ran twice and ended differently ({known['outcome']}, "
+                f"Trial {record['draw']} ran twice and ended differently ({known['outcome']}, "
                 f"{record['outcome']}): outcomes must not depend on where or when a trial runs."
             )
 
@@ -111,7 +138,8 @@ class CampaignRecords:
             "trial": trial,
             "params": None,
             "fault": None,
-            "stratum": begun.get("stratum"),
+            "draw": begun.get("draw", trial),
+            "cell": begun.get("cell"),
             "before": None,
             "after": None,
             "landed": None,
@@ -154,12 +182,6 @@ class CampaignRecords:
         """Parameter sets that trials are dealt to."""
         excluded = set(self.excluded)
         return [params for params in self.plan.sets if params not in excluded]
-
-    @property
-    def strata_weights(self) -> dict[str, float]:
-        """The strata's shares of the space, the hot one first; none where they are not known."""
-        runs = (each for runs in self.golden.values() for each in runs if "strata" in each)
-        return dict(next(runs, {"strata": {}})["strata"])
 
     @property
     def broken(self) -> set[str]:

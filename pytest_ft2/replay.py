@@ -42,14 +42,9 @@ class Replay:
                 f"--ft2-replay: there is no gated test {self._test!r}; there are: {known}"
             )
         plan = gate.campaign.plan
-        if plan.sampling == "stratified" and not plan.planned:
+        if plan.planned and self._trial not in plan.draws:
             raise pytest.UsageError(
-                "--ft2-replay: with stratified sampling a trial's number says what it is only "
-                "beside the number of trials: give --ft2-faults=N as the campaign had it"
-            )
-        if plan.planned and self._trial not in plan.numbers:
-            raise pytest.UsageError(
-                f"--ft2-replay: {self._test} has {len(plan.numbers)} trials, numbered from 0, so "
+                f"--ft2-replay: {self._test} has {len(plan.draws)} trials, numbered from 0, so "
                 f"there is no trial {self._trial}"
             )
         self._campaign, self._neighbour = gate.campaign, gate
@@ -64,7 +59,7 @@ class Replay:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> object:
         from ft2.campaign import Run, RunSpec, preserved_randomness, seed_everything
-        from pytest_ft2.chunk import sample_fault
+        from pytest_ft2.drawing import sample_fault
         from pytest_ft2.goldens import GoldenRunner
 
         assert self._campaign is not None

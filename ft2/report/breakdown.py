@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ft2.report.drawn import Drawn, FixedTrials
 from ft2.report.fault_text import fault_fields
+from ft2.verdict import Cell
 
 __all__ = ["breakdown", "layer_kind"]
 
@@ -14,7 +16,7 @@ __all__ = ["breakdown", "layer_kind"]
 def breakdown(
     trials: Sequence[Mapping[str, Any]],
     drawn: Drawn | None = None,
-    sampling_weights: Mapping[str, float] | None = None,
+    sampling_weights: Mapping[int, float] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Count the outcomes of trials that have one, in each part of the space.
 
@@ -26,7 +28,7 @@ def breakdown(
     drawn:
         Makes the intervals; None: those of uniform trials, as many as were planned.
     sampling_weights:
-        What a trial of each stratum counts in a rate; None: as much as any other.
+        What trials count in a rate, by their numbers; others, and all if None, count 1.
 
     Returns
     -------
@@ -55,11 +57,16 @@ def breakdown(
             parts[name].setdefault(part, []).append(trial)
     return {
         name: {
-            part: _counted(found[part], weights, drawn, depends_on_bits=name == "bit")
+            part: _counted(found[part], weights, drawn, partial(_is_in, name, part))
             for part in sorted(found, key=_order)
         }
         for name, found in parts.items()
     }
+
+
+def _is_in(name: str, part: str, cell: Cell) -> bool:
+    places = {"phase": cell.phase, "layer_kind": cell.kind, "bit": str(cell.bit)}
+    return places[name] == part
 
 
 def layer_kind(layer: str) -> str:
@@ -81,16 +88,15 @@ def _order(part: str) -> tuple[int, str]:
 
 def _counted(
     seen: Sequence[Mapping[str, Any]],
-    weights: Mapping[str, float],
+    weights: Mapping[int, float],
     drawn: Drawn,
-    *,
-    depends_on_bits: bool,
+    holds: Callable[[Cell], bool],
 ) -> dict[str, Any]:
     outcomes = [trial["outcome"] for trial in seen]
-    counts = [weights.get(trial.get("stratum", ""), 1.0) for trial in seen]
+    counts = [weights.get(trial["trial"], 1.0) for trial in seen]
     wrong = sum(count for outcome, count in zip(outcomes, counts, strict=True) if outcome == "sdc")
     rate = 100 * wrong / sum(counts)
-    low, high = drawn.of_part(seen, depends_on_bits=depends_on_bits)
+    low, high = drawn.of_part(seen, holds)
     return {
         "trials": len(outcomes),
         "masked": outcomes.count("masked"),

@@ -12,6 +12,7 @@ from typing import Any
 from ft2.report.breakdown import breakdown
 from ft2.report.measures import rates_by_measure, reweighted_rate
 from ft2.report.result import CampaignResult
+from ft2.verdict import Allocation
 
 __all__ = ["SCHEMA", "as_document", "write_document"]
 
@@ -70,7 +71,7 @@ def _campaign(result: CampaignResult) -> dict[str, Any]:
         "due": result.counts.due,
         "sampling": result.sampling,
         "strata": None if result.strata is None else [*map(asdict, result.strata)],
-        "allocation": None if result.allocation is None else asdict(result.allocation),
+        "allocation": None if result.allocation is None else _allocation(result.allocation),
         "stop": result.stop,
         "rate": None if verdict is None else verdict.rate,
         "interval": None if verdict is None or verdict.interval is None else [*verdict.interval],
@@ -87,6 +88,11 @@ def _campaign(result: CampaignResult) -> dict[str, Any]:
         "excluded": list(result.excluded),
         "trials": list(result.trials),
     }
+
+
+def _allocation(allocation: Allocation) -> dict[str, Any]:
+    more = dict(zip(allocation.strata.names, allocation.more, strict=True))
+    return {"first": allocation.first, "uniform": allocation.uniform, "more": more}
 
 
 def _finite(value: Any) -> Any:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from ft2.report.fault_text import fault_fields
 from ft2.verdict import (
     Allocation,
-    Stratum,
+    Cell,
     always_valid_interval,
     interval,
     interval_for_new_prompts,
@@ -31,15 +30,15 @@ Interval = tuple[float, float]
 class Drawn(Protocol):
     """Makes two-sided 95 % intervals, in per cent, that hold for trials drawn so."""
 
-    def of_part(self, trials: Sequence[Trial], *, depends_on_bits: bool) -> Interval:
+    def of_part(self, trials: Sequence[Trial], holds: Callable[[Cell], bool]) -> Interval:
         """Return the interval of the rate in a part of the space.
 
         Parameters
         ----------
         trials:
             The trials in that part that have an outcome.
-        depends_on_bits:
-            Whether the part is one of the bits, and not of the elements.
+        holds:
+            Whether a cell is in that part; each is as a whole, or not at all.
         """
         ...
 
@@ -71,7 +70,7 @@ class Drawn(Protocol):
 class FixedTrials:
     """Uniform trials, as many as were planned."""
 
-    def of_part(self, trials: Sequence[Trial], *, depends_on_bits: bool) -> Interval:
+    def of_part(self, trials: Sequence[Trial], holds: Callable[[Cell], bool]) -> Interval:
         """See :meth:`Drawn.of_part`."""
         return interval(_sdcs(trials), len(trials))
 
@@ -101,7 +100,7 @@ class StoppedTrials:
     planned: int
     prompts: Set[str]
 
-    def of_part(self, trials: Sequence[Trial], *, depends_on_bits: bool) -> Interval:
+    def of_part(self, trials: Sequence[Trial], holds: Callable[[Cell], bool]) -> Interval:
         """See :meth:`Drawn.of_part`."""
         return always_valid_interval(_sdcs(trials), len(trials))
 
@@ -133,30 +132,27 @@ class StratifiedTrials:
     ----------
     allocation:
         Where the others were drawn from.
-    strata:
-        The strata by their names and their shares of the space.
-    planned:
-        How many trials were planned: those numbered from there on are of the hot stratum alone.
+    masses:
+        The cells' shares of the space.
+    shares:
+        Of each parameter set the shares that the strata have of its space.
     """
 
     allocation: Allocation
-    strata: Sequence[Stratum]
-    planned: int
+    masses: Mapping[Cell, float]
+    shares: Mapping[str, Sequence[float]]
 
-    def of_part(self, trials: Sequence[Trial], *, depends_on_bits: bool) -> Interval:
+    def of_part(self, trials: Sequence[Trial], holds: Callable[[Cell], bool]) -> Interval:
         """See :meth:`Drawn.of_part`."""
-        later = [each for each in trials if each["trial"] >= self.allocation.first]
+        weights = [0.0] * len(self.allocation.more)
+        for cell, mass in self.masses.items():
+            if holds(cell):
+                weights[self.allocation.strata.numbers[cell]] += mass
 
         def exact(some: Sequence[Trial], confidence: float) -> Interval:
             return interval(_sdcs(some), len(some), confidence) if some else (0.0, 100.0)
 
-        if not depends_on_bits:
-            # Which bits flip does not depend on where: strata have the same shares everywhere.
-            return self._over_strata(later, exact)
-        if any(map(_flips_several, trials)):
-            # Faults of either stratum can have this highest bit, in shares of their own.
-            later = [each for each in later if each["trial"] < self.planned]
-        return exact(later, 0.95)
+        return self._over_strata(self._behind(trials), weights, exact)
 
     def of_measure(
         self, trials: Sequence[Trial], weights: Sequence[float], largest: float
@@ -168,31 +164,43 @@ class StratifiedTrials:
             own = [weight_of[each["trial"]] for each in some]
             return weighted_interval(own, [*map(_is_sdc, some)], largest, confidence)
 
-        later = [each for each in trials if each["trial"] >= self.allocation.first]
-        return self._over_strata(later, weighed)
+        return self._over_strata(self._behind(trials), self.allocation.strata.weights, weighed)
 
     def of_new_prompts(self, trials: Sequence[Trial]) -> Interval | None:
         """See :meth:`Drawn.of_new_prompts`."""
-        later = [each for each in trials if each["trial"] >= self.allocation.first]
         rates = []
-        for prompt in _by(later, "params").values():
-            found = _by(prompt, "stratum")
-            if any(each.name not in found for each in self.strata):
+        for params, asked in _by(self._behind(trials), "params").items():
+            found = _by(asked, "stratum")
+            strata = dict(zip(self.allocation.strata.names, self.shares[params], strict=True))
+            if any(share and name not in found for name, share in strata.items()):
                 return None
             rates.append(
                 sum(
-                    each.weight * _sdcs(found[each.name]) / len(found[each.name])
-                    for each in self.strata
+                    share * _sdcs(found[name]) / len(found[name])
+                    for name, share in strata.items()
+                    if share
                 )
             )
         return interval_for_new_prompts([(min(rate, 1.0), 1) for rate in rates])
 
+    def _behind(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [each for each in trials if each["trial"] >= self.allocation.first]
+
     def _over_strata(
-        self, trials: Sequence[Trial], of: Callable[[Sequence[Trial], float], Interval]
+        self,
+        trials: Sequence[Trial],
+        weights: Sequence[float],
+        of: Callable[[Sequence[Trial], float], Interval],
     ) -> Interval:
-        found = _by(trials, "stratum")
+        found, whole = _by(trials, "stratum"), sum(weights)
+        if not whole:
+            return 0.0, 100.0
         low, high = interval_over_strata(
-            [(each.weight, partial(of, found.get(each.name, []))) for each in self.strata]
+            [
+                (weight / whole, partial(of, found.get(name, [])))
+                for name, weight in zip(self.allocation.strata.names, weights, strict=True)
+                if weight
+            ]
         )
         return low, min(100.0, high)
 
@@ -215,7 +223,3 @@ def _is_sdc(trial: Trial) -> bool:
 
 def _sdcs(trials: Sequence[Trial]) -> int:
     return sum(map(_is_sdc, trials))
-
-
-def _flips_several(trial: Trial) -> bool:
-    return ":" in fault_fields(trial["fault"])["bits"]

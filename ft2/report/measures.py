@@ -17,7 +17,7 @@ MEASURES = ("elements", "macs", "time")
 def reweighted_rate(
     trials: Sequence[Mapping[str, Any]],
     measure: str,
-    sampling_weights: Mapping[str, float] | None = None,
+    sampling_weights: Mapping[int, float] | None = None,
 ) -> float | None:
     """Estimate the SDC rate, in per cent, under another measure of the space.
 
@@ -29,7 +29,7 @@ def reweighted_rate(
     measure:
         One of :data:`MEASURES`.
     sampling_weights:
-        What a trial of each stratum counts besides; None: as much as any other.
+        What trials count besides, by their numbers; others, and all if None, count 1.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def reweighted_rate(
     known, weights = _known(trials, measure)
     return weighted_rate(
         [
-            weight * drawn.get(trial.get("stratum", ""), 1.0)
+            weight * drawn.get(trial["trial"], 1.0)
             for trial, weight in zip(known, weights, strict=True)
         ],
         [trial["outcome"] == "sdc" for trial in known],
@@ -51,7 +51,7 @@ def rates_by_measure(
     trials: Sequence[Mapping[str, Any]],
     largest: Mapping[str, float] | None,
     drawn: Drawn | None = None,
-    sampling_weights: Mapping[str, float] | None = None,
+    sampling_weights: Mapping[int, float] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the rate and its interval under each measure, in per cent.
 

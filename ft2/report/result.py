@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ from ft2.report.drawn import Drawn, FixedTrials, StoppedTrials, StratifiedTrials
 from ft2.verdict import (
     Allocation,
     Budget,
+    Cell,
     Counts,
     SequentialRule,
     Stratum,
@@ -50,6 +52,11 @@ class CampaignResult:
     allocation:
         Where the trials behind the first ones were drawn from; None where all were drawn
         uniformly, be it because the first ones gave no reason for another choice.
+    masses:
+        The shares that cells have of the space; empty where the plan is uniform.
+    shares:
+        Of each parameter set the shares that the strata have of its space, in their order; empty
+        where the trials were drawn uniformly.
     largest_weights:
         The largest weight that any site has under each other measure of the space.
     """
@@ -72,6 +79,8 @@ class CampaignResult:
     stop: dict[str, Any] | None = None
     strata: Sequence[Stratum] | None = None
     allocation: Allocation | None = None
+    masses: Mapping[Cell, float] = field(default_factory=dict)
+    shares: Mapping[str, Sequence[float]] = field(default_factory=dict)
     largest_weights: dict[str, float] | None = None
 
     @property
@@ -86,21 +95,29 @@ class CampaignResult:
         return "uniform" if self.strata is None else "stratified"
 
     @property
-    def sampling_weights(self) -> dict[str, float]:
-        """Of each stratum how many trials uniform sampling would have given it, over its own.
+    def sampling_weights(self) -> dict[int, float]:
+        """Of trials that were not drawn uniformly what each counts, by its number.
 
-        None at all where they were drawn uniformly: each trial counts as much as any other.
+        How many trials uniform sampling would have given its stratum, over those it has. The first
+        trials count 1: they were drawn before there were strata.
         """
-        drawn = () if self.allocation is None else self.strata or ()
-        strata = [each for each in drawn if each.trials]
-        seen = sum(each.trials for each in strata)
-        return {each.name: each.weight * seen / each.trials for each in strata}
+        if self.allocation is None:
+            return {}
+        later = [each for each in self.trials if each["trial"] >= self.allocation.first]
+        drawn = Counter(each["stratum"] for each in later if each["outcome"])
+        parted = self.allocation.strata
+        weights = dict(zip(parted.names, parted.weights, strict=True))
+        return {
+            each["trial"]: weights[each["stratum"]] * drawn.total() / drawn[each["stratum"]]
+            for each in later
+            if each["outcome"] and each["stratum"] in weights
+        }
 
     @property
     def drawn(self) -> Drawn:
         """How the trials were drawn: makes the intervals for parts of them."""
         if self.allocation is not None:
-            return StratifiedTrials(self.allocation, self.strata or (), self.counts.planned)
+            return StratifiedTrials(self.allocation, self.masses, self.shares)
         if self.stop is None:
             return FixedTrials()
         asked = {golden["params"] for golden in self.golden} - set(self.excluded)
@@ -122,9 +139,8 @@ class CampaignResult:
             return None
         budget = Budget(self.budget, self.due_budget, self.confidence)
         if self.allocation is not None:
-            hot, cold = self.strata or ()
             return chance_of_another_stratified_verdict(
-                hot, cold, counts.planned, budget, verdict.name
+                self.strata or (), self.allocation, budget, verdict.name
             )
         if self.stop is not None and self.confidence is not None:
             rule = SequentialRule(counts.planned, budget, self.confidence)

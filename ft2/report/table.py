@@ -148,10 +148,16 @@ def _drawn(strata: Sequence[Stratum], allocation: Allocation | None) -> str:
     how = "Sampled uniformly, as the SDCs gave no reason for strata"
     if allocation is not None:
         how = (
-            f"Sampled by strata from trial {allocation.first} on, {allocation.hot} trials from "
-            f"{strata[0].name} alone, each stratum weighted by its share"
+            f"Sampled by strata from trial {allocation.first} on, {_listed(allocation)}, each "
+            "stratum weighted by its share"
         )
     return f"{how}: {'; '.join(parts)}."
+
+
+def _listed(allocation: Allocation) -> str:
+    drawn = zip(allocation.more, allocation.strata.names, strict=True)
+    listed = ", ".join(f"{more} from {name}" for more, name in drawn if more)
+    return f"{allocation.uniform} trials uniformly and of each alone {listed}"
 
 
 def _where(result: CampaignResult) -> str:

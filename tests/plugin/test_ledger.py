@@ -47,6 +47,8 @@ def trial(number: int, outcome: str | None = "masked", **values: Any) -> dict[st
         "trial": number,
         "params": "",
         "fault": f"fault {number}",
+        "draw": number,
+        "cell": None,
         "phase": "later",
         "outcome": outcome,
         "error": None if outcome else "the fault did not land.",

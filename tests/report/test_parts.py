@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,12 +22,14 @@ from ft2.report import (
 from ft2.verdict import (
     Allocation,
     Budget,
+    Cell,
     Counts,
     Stratum,
     always_valid_interval,
     decide_early,
     interval,
     interval_for_new_prompts,
+    strata_by_top_bit,
     weighted_interval,
 )
 from tests.report.test_report import result, trial
@@ -199,13 +202,21 @@ def stratified(
             )
         )
     seen = {name: [one for one in trials if one["stratum"] == name] for name in (TOP, OTHERS)}
+    masses = {
+        Cell("mlp.up_proj", phase, int(each.rpartition(":")[2]), top, 12 if top else -8): weight / 2
+        for each, top, weight in ((bits[0], True, 0.2), (bits[1], False, 0.8))
+        for phase in ("first", "later")
+    }
+    parted = strata_by_top_bit(masses)
     return result(
         trials,
-        allocation=Allocation(FIRST, UNIFORM, HOT),
+        allocation=Allocation(FIRST, UNIFORM, (HOT, 0), parted),
         strata=[
             Stratum(name, weight, len(seen[name]), _sdcs(seen[name]), 0)
-            for name, weight in ((TOP, 0.2), (OTHERS, 0.8))
+            for name, weight in zip(parted.names, parted.weights, strict=True)
         ],
+        masses=masses,
+        shares={f"p{number}": parted.weights for number in range(prompts)},
         largest_weights={"macs": 3.0},
     )
 
@@ -248,12 +259,29 @@ def test_over_strata_the_trials_that_decided_where_to_draw_prove_nothing_of_a_pa
     assert whole == pytest.approx([0.0, 0.2 * bounds[0] + 0.8 * bounds[1]])
 
 
-def test_a_highest_bit_that_faults_of_both_strata_can_have_is_told_by_uniform_trials() -> None:
+def test_a_highest_bit_that_faults_of_both_strata_can_have_counts_each_by_its_share() -> None:
     ends = [(number % 2 == 0, number >= FIRST + UNIFORM, 1) for number in range(PLANNED)]
     several = stratified(ends, ("14:15", "3:15"))
     part = as_document([several], {})["campaigns"][0]["breakdown"]["bit"]["15"]
     assert part["trials"] == PLANNED
-    assert part["interval"] == [0.0, max(part["rate"], interval(0, UNIFORM)[1])]
+    hot, cold = interval(HOT, HOT + UNIFORM // 2, 0.975), interval(0, UNIFORM // 2, 0.975)
+    low, high = (0.2 * hot[end] + 0.8 * cold[end] for end in range(2))
+    assert part["interval"] == pytest.approx([min(low, part["rate"]), high])
+
+
+def test_prompts_weigh_strata_by_their_own_shares() -> None:
+    wrong = [(number % 4 < 2, number % 4 < 2, 1) for number in range(PLANNED)]
+    found = stratified(wrong)
+    other = replace(found, shares={"p0": (0.2, 0.8), "p1": (0.6, 0.4)})
+    hot = [each for each in found.trials if each["stratum"] == TOP and each["trial"] >= FIRST]
+    rates = [
+        share * _sdcs(some) / len(some)
+        for prompt, share in (("p0", 0.2), ("p1", 0.6))
+        for some in ([each for each in hot if each["params"] == prompt],)
+    ]
+    assert other.interval_for_new_prompts == pytest.approx(
+        interval_for_new_prompts([(rate, 1) for rate in rates])
+    )
 
 
 def test_a_part_without_later_trials_in_a_stratum_may_be_anything_there() -> None:
