@@ -6,106 +6,41 @@ confidence allows; a cell that does worse than simulation error explains is mark
 status is 1.
 
 Run it from the project's root: ``python benchmarks/coverage.py [--campaigns N] [--only PART …]
-[--strata-of JSON] [--json FILE]``. ``benchmarks/README.md`` says what the columns mean.
+[--json FILE]``; strata have a script of their own, ``coverage_strata.py``. ``benchmarks/README.md``
+says what the columns mean.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from functools import cache, partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+from coverage_table import JUST_BELOW, NOMINAL, Cell, report
 from numpy.typing import NDArray
-from scipy.special import bdtri
 from scipy.stats import beta, binom
-from tabulate import tabulate
 
 from ft2.verdict import (
-    AllocationRule,
     Budget,
     Counts,
     Pairs,
     SequentialRule,
-    TwoStageSample,
     always_valid_interval,
     decide,
     interval,
     interval_for_new_prompts,
-    interval_over_strata,
     least_trials,
     sequential_campaigns,
-    stratified_campaigns,
     weighted_interval,
 )
 
-NOMINAL = 0.95
 TRIALS = (50, 200, 500, 2000, 20_000)
 RATES = (0.0, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0)
-# A budget that the truth exceeds by as little as can be.
-JUST_BELOW = 1 - 1e-9
-
-# Intervals computed for a cell's mean width.
-WIDTHS = 300
-# What the looks may cost where they mislead, as a share of the width: a rule that ever departs from
-# uniform sampling also does so by chance where that is best.
-PRICE = 0.002
 
 interval_of = cache(interval)
 always_valid = cache(always_valid_interval)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What campaigns of one plan did with one truth.
-
-    Attributes
-    ----------
-    truth:
-        In per cent.
-    coverage:
-        Share of the campaigns whose interval held the truth.
-    false_pass, false_fail:
-        Share of the campaigns that passed a budget just below the truth, or failed one at it; None
-        where the cell decides nothing.
-    used:
-        Mean trials used.
-    gain:
-        Trials that uniform sampling, or the fixed plan, needs for the same, over those used.
-    beside:
-        What another interval or plan does with the same campaigns.
-    wider:
-        Whether the mean interval is wider than uniform sampling's by more than :data:`PRICE` and
-        simulation error.
-    """
-
-    part: str
-    case: str
-    truth: float
-    trials: int
-    campaigns: int
-    coverage: float
-    false_pass: float | None = None
-    false_fail: float | None = None
-    used: float | None = None
-    gain: float | None = None
-    beside: str = ""
-    wider: bool = False
-
-    @property
-    def keeps_its_promise(self) -> bool:
-        """Whether nothing is worse than promised by more than simulation explains."""
-        error = 4 * math.sqrt(NOMINAL * (1 - NOMINAL) / self.campaigns)
-        wrong = max(self.false_pass or 0.0, self.false_fail or 0.0)
-        held = self.coverage >= NOMINAL - error and wrong <= 1 - NOMINAL + error
-        return held and not self.wider
 
 
 def fixed_plans(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
@@ -243,252 +178,6 @@ def clustered_campaigns(
     return trials, counts, decisions.astype(np.int8)
 
 
-@dataclass(frozen=True)
-class Truth:
-    """Where SDCs come from.
-
-    Attributes
-    ----------
-    weight:
-        The hot stratum's share of the space.
-    hot, cold:
-        The strata's rates on each prompt; trials are dealt to the prompts in turn.
-    """
-
-    weight: float
-    hot: NDArray[np.float64]
-    cold: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, rate: float, held: float, weight: float = 1 / 16, spread: int = 1) -> Truth:
-        """Return a truth by the overall rate, and the share of the SDCs that the hot stratum holds.
-
-        Of each `spread` prompts, one alone is ever answered wrongly.
-        """
-        prompts = np.eye(spread)[0] * spread
-        return cls(
-            weight, prompts * rate * held / weight, prompts * rate * (1 - held) / (1 - weight)
-        )
-
-    @property
-    def rate(self) -> float:
-        """The overall rate."""
-        return float(self.weight * self.hot.mean() + (1 - self.weight) * self.cold.mean())
-
-
-def mean_width(rate: float, trials: int, known: int = 0, events: int = 0) -> float:
-    """Return the expected width of uniform sampling's exact interval, in percentage points.
-
-    Of all `trials`, the first `known` have shown `events`.
-    """
-    later = np.arange(trials - known + 1)
-    chances = binom.pmf(later, trials - known, rate)
-    likely = chances > 1e-12
-    seen, chances = events + later[likely], chances[likely]
-    low, high = exact(seen, np.full_like(seen, trials), NOMINAL)
-    return 100 * float((chances * (high - low)).sum() / chances.sum())
-
-
-def stratified_cell(
-    name: str, truth: Truth, planned: int, campaigns: int, random: np.random.Generator
-) -> Cell:
-    """Run campaigns over strata; compare their intervals with those of uniform sampling.
-
-    Where the sampling stayed uniform the interval is uniform sampling's. A campaign that allotted
-    its trials is compared with what uniform sampling would have gone on to from the same first
-    ones, on average: so the difference of the mean widths has little error.
-    """
-    drawn = stratified_campaigns(
-        AllocationRule(planned, len(truth.hot)),
-        truth.weight,
-        np.repeat(truth.hot[:, None], campaigns, axis=1),
-        np.repeat(truth.cold[:, None], campaigns, axis=1),
-        random,
-    )
-    level, rate = (1 - NOMINAL) / 2, truth.rate
-
-    @cache
-    def wrong(*counts: int) -> tuple[bool, bool, float]:
-        sample = TwoStageSample(counts[0], counts[1], truth.weight, *counts[2:])
-        return (
-            sample.refutes_at_most(rate, level) or sample.refutes_at_least(rate, level),
-            sample.refutes_at_least(rate, 1 - NOMINAL),
-            sample.rate,
-        )
-
-    @cache
-    def gained(*counts: int) -> float:
-        low, high = TwoStageSample(counts[0], counts[1], truth.weight, *counts[2:]).interval()
-        return high - low - mean_width(rate, planned, counts[0], counts[1])
-
-    names = ("first_trials", "first_events", "hot_trials", "hot_events", "cold_trials")
-    rows = np.stack([*(getattr(drawn, each) for each in names), drawn.cold_events], axis=1)
-    found = [wrong(*map(int, row)) for row in rows]
-    allotted = np.flatnonzero(drawn.hot_trials)
-    # An interval takes longer than a decision, and some hundred tell the mean well enough.
-    shown = allotted[:WIDTHS]
-    widened_by = np.array([gained(*map(int, rows[number])) for number in shown])
-    share = len(allotted) / campaigns
-    uniform = mean_width(rate, planned)
-    excess, error = 0.0, 0.0
-    if len(shown):
-        excess = share * float(widened_by.mean())
-        spread = share**2 * float(widened_by.var()) / len(shown)
-        spread += share * (1 - share) * float(widened_by.mean()) ** 2 / campaigns
-        error = 4 * math.sqrt(spread)
-    estimate = float(np.mean([each[2] for each in found]))
-    return Cell(
-        "strata",
-        name,
-        100 * rate,
-        planned,
-        campaigns,
-        1 - float(np.mean([each[0] for each in found])),
-        float(np.mean([each[1] for each in found])) if rate else None,
-        None,
-        float(planned),
-        (uniform / (uniform + excess)) ** 2,
-        f"allots in {100 * share:.1f} %; width {100 * excess / uniform:+.2f} % "
-        f"(± {50 * error / uniform:.2f}); mean estimate {estimate:.4g} %",
-        excess > PRICE * uniform + error,
-    )
-
-
-def strata(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
-    """``--ft2-sampling=stratified``: looks at uniform trials, then trials of the hot stratum."""
-    rates = (0.0, 0.0005, 0.0015, 0.007, 0.03)
-    for held in (1.0, 0.95, 0.5, 0.25, 1 / 16, 0.0):
-        name = f"{100 * held:.3g} % of SDCs in 1/16"
-        for rate in rates if held == 1.0 else rates[1:]:
-            for planned in (1000, 4000, 16_000):
-                yield stratified_cell(name, Truth.of(rate, held), planned, campaigns, random)
-    for held in (1.0, 0.9, 0.4):
-        name = f"{100 * held:.3g} % of SDCs in 1/5"
-        for rate in (0.0015, 0.03):
-            for planned in (2000, 16_000):
-                truth = Truth.of(rate, held, weight=1 / 5)
-                yield stratified_cell(name, truth, planned, campaigns, random)
-    for rate in (0.0015, 0.007):
-        truth = Truth.of(rate, 0.95, spread=8)
-        name = "95 % of SDCs in 1/16, all on one of 8 prompts"
-        yield stratified_cell(name, truth, 16_000, campaigns, random)
-
-
-def measured_strata(path: Path, campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
-    """The same for models as measured: what a JSON document says of the bits."""
-    from ft2.faults import TOP_BIT, Fault, stratum_of
-
-    for campaign in json.loads(path.read_text(encoding="utf-8"))["campaigns"]:
-        events: dict[bool, list[bool]] = {True: [], False: []}
-        for trial in campaign["trials"]:
-            hot = stratum_of(Fault.parse(trial["fault"])) == TOP_BIT
-            events[hot].append(trial["outcome"] == "sdc")
-        rates = [np.array([np.mean(events[hot])]) for hot in (True, False)]
-        truth = Truth(len(events[True]) / len(campaign["trials"]), rates[0], rates[1])
-        name = f"{campaign['nodeid'].rpartition('::')[2]}, {campaign['protection']}"
-        for planned in (4000, 16_000, 64_000):
-            yield stratified_cell(name, truth, planned, campaigns, random)
-
-
-def parts(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
-    """Parts of the space under ``--ft2-sampling=stratified``: a phase, the top bit, other bits."""
-    weight, phase = 1 / 16, 0.12
-    for held in (1.0, 0.5, 0.35):
-        for rate in (0.0015, 0.007, 0.03):
-            for planned in (1000, 16_000):
-                truth = Truth.of(rate, held, weight)
-                rates = np.array([truth.hot[0], truth.cold[0]])
-                strata = (weight, 1 - weight)
-                seen = parted_campaigns(planned, weight, phase, rates, campaigns, random)
-                allots, trials, events = seen
-                found = {
-                    "top bit": exact(events[:, 0].sum(axis=1), trials[:, 0].sum(axis=1), NOMINAL),
-                    "other bits": exact(
-                        events[:, 1].sum(axis=1), trials[:, 1].sum(axis=1), NOMINAL
-                    ),
-                }
-                uniform = exact(events[..., 0].sum(axis=1), trials[..., 0].sum(axis=1), NOMINAL)
-                parted: list[tuple[float, Any]] = [
-                    (share, partial(exact, events[:, at, 0], trials[:, at, 0]))
-                    for at, share in enumerate(strata)
-                ]
-                weighed = interval_over_strata(parted)
-                found["a phase"] = (
-                    np.where(allots, weighed[0], uniform[0]),
-                    np.where(allots, weighed[1], uniform[1]),
-                )
-                truths = dict(zip(found, (*rates, rate), strict=True))
-                for name, (low, high) in found.items():
-                    yield Cell(
-                        "parts",
-                        f"{name}, {100 * held:.3g} % of SDCs in 1/16",
-                        100 * truths[name],
-                        planned,
-                        campaigns,
-                        float(np.mean((low <= truths[name]) & (truths[name] <= high))),
-                        beside=f"allots in {100 * allots.mean():.1f} %",
-                    )
-
-
-def exact(
-    events: NDArray[np.int64], trials: NDArray[np.int64], confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return Clopper and Pearson's intervals of shares; of no trial, that from 0 to 1."""
-    tail = (1 - confidence) / 2
-    some = np.maximum(trials, 1)
-    low = np.where(events > 0, bdtri(np.maximum(events, 1) - 1, some, 1 - tail), 0.0)
-    high = np.where(events < trials, bdtri(np.minimum(events, some - 1), some, tail), 1.0)
-    return low, high
-
-
-def parted_campaigns(
-    planned: int,
-    weight: float,
-    phase: float,
-    rates: NDArray[np.float64],
-    campaigns: int,
-    random: np.random.Generator,
-) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    """Run campaigns over strata whose trials are in a phase, or not, in a given share.
-
-    Returns
-    -------
-    (array, array, array)
-        Of each campaign whether it allotted its trials, and the trials and events that make the
-        intervals of its parts, by stratum (the hot one first) and by phase (in it first): all
-        where it stayed uniform, and those behind the first ones where it did not.
-    """
-    rule = AllocationRule(planned)
-    shares = np.outer((weight, 1 - weight), (phase, 1 - phase))
-    chances = np.repeat(rates, 2).reshape(2, 2)
-
-    def drawn(trials: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        found = random.multinomial(trials, shares.ravel(), campaigns).reshape(-1, 2, 2)
-        return found, random.binomial(found, chances)
-
-    undecided, dealt = np.ones(campaigns, dtype=bool), 0
-    trials, events = np.zeros((2, campaigns, 2, 2), dtype=np.int64)
-    first, more = np.zeros((2, campaigns), dtype=np.int64)
-    for look in rule.looks:
-        new, wrong = drawn(look - dealt)
-        trials, events, dealt = trials + new, events + wrong, look
-        (hot, cold), (hot_events, cold_events) = trials.sum(axis=2).T, events.sum(axis=2).T
-        kept = rule.kept(weight, hot, hot_events, cold, cold_events)
-        decides = undecided & (kept < 1)
-        first[decides] = look
-        more[decides] = np.floor(np.round((1 - kept) * (planned - look), 6))[decides]
-        undecided &= ~decides
-    new, wrong = drawn(planned - dealt)
-    trials, events = trials + new, events + wrong
-    later, later_events = drawn(planned - first - more)
-    in_phase = random.binomial(more, phase)
-    hot = np.stack([in_phase, more - in_phase], axis=1)
-    later[:, 0] += hot
-    later_events[:, 0] += random.binomial(hot, chances[0])
-    stays = undecided[:, None, None]
-    return ~undecided, np.where(stays, trials, later), np.where(stays, events, later_events)
-
-
 def bootstrap(rates: NDArray[np.float64], random: np.random.Generator) -> tuple[float, float]:
     """Return the percentile bootstrap's interval of a mean, in per cent."""
     means = random.choice(rates, (400, len(rates))).mean(axis=1)
@@ -624,8 +313,6 @@ def pairs(campaigns: int, random: np.random.Generator) -> Iterator[Cell]:
 PARTS: dict[str, Callable[[int, np.random.Generator], Iterator[Cell]]] = {
     "fixed": fixed_plans,
     "early": early_stops,
-    "strata": strata,
-    "parts": parts,
     "prompts": prompts,
     "stopped-prompts": stopped_prompts,
     "weighted": weighted,
@@ -633,70 +320,18 @@ PARTS: dict[str, Callable[[int, np.random.Generator], Iterator[Cell]]] = {
 }
 
 
-def row(cell: Cell) -> list[str]:
-    """Return a cell as a row of the table."""
-
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.2f}"
-
-    return [
-        cell.part,
-        cell.case,
-        f"{cell.truth:.4g}",
-        str(cell.trials),
-        str(cell.campaigns),
-        share(cell.coverage),
-        share(cell.false_pass),
-        share(cell.false_fail),
-        "" if cell.used is None else f"{cell.used:.0f}",
-        "" if cell.gain is None else f"{cell.gain:.2f}",
-        cell.beside,
-        "" if cell.keeps_its_promise else "BROKEN",
-    ]
-
-
-HEADERS = (
-    "part",
-    "case",
-    "truth %",
-    "trials",
-    "campaigns",
-    "held %",
-    "false pass %",
-    "false fail %",
-    "used",
-    "gain",
-    "beside",
-    "",
-)
-
-
 def main() -> int:
     """Simulate, print the table, write the JSON; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--campaigns", type=int, default=10_000, help="campaigns a cell")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--strata-of", type=Path, help="a JSON document: its models' strata alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the cells there")
     arguments = parser.parse_args()
-    cells: list[Cell] = []
-    if arguments.strata_of is not None:
-        arguments.only = []
-        random = np.random.default_rng(arguments.seed)
-        cells += measured_strata(arguments.strata_of, arguments.campaigns, random)
-    for part in arguments.only:
-        started = time.perf_counter()
-        cells += PARTS[part](arguments.campaigns, np.random.default_rng(arguments.seed))
-        print(f"{part}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    print(tabulate([row(cell) for cell in cells], HEADERS, disable_numparse=True))
+    parts = {part: partial(PARTS[part], arguments.campaigns) for part in arguments.only}
+    status = report(parts, arguments.seed, arguments.json)
     print(f"\nfixed plan that proves 0.5 %: {least_trials(0.5, NOMINAL)} trials without an SDC")
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(
-                {"nominal": NOMINAL, "cells": [asdict(cell) for cell in cells]}, file, indent=1
-            )
-    return 0 if all(cell.keeps_its_promise for cell in cells) else 1
+    return status
 
 
 if __name__ == "__main__":

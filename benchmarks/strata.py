@@ -21,7 +21,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ft2.faults import TOP_BIT, Fault, stratum_of
+from ft2.faults import Fault, flips_top_bit, number_format
 from ft2.report import layer_kind
 
 Trial = dict[str, Any]
@@ -47,7 +47,9 @@ def size(trial: Trial) -> int:
 
 def is_hot(trial: Trial) -> bool:
     """Whether a fault flips the highest exponent bit."""
-    return stratum_of(Fault.parse(trial["fault"])) == TOP_BIT
+    fault = Fault.parse(trial["fault"])
+    assert fault.encoding is not None
+    return flips_top_bit(fault.bits, number_format(fault.encoding))
 
 
 def bit(trial: Trial) -> int:
