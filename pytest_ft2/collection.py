@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from _pytest.skipping import evaluate_skip_marks
 
-from ft2.verdict import AllocationRule, Budget, never_passes
+from ft2.verdict import POOL, AllocationRule, Budget, never_passes
 from pytest_ft2.items import Campaign, ChunkItem, GateItem
 from pytest_ft2.marks import MARK, SdcBudget, read_mark
 from pytest_ft2.options import Settings
@@ -276,6 +276,7 @@ def _campaign(
         seed=settings.seed,
         sampling=settings.sampling,
         more=AllocationRule(planned).most_more if settings.sampling == "stratified" else 0,
+        pool=POOL * planned if settings.sampling == "stratified" else 0,
         stop=settings.stop,
         trial_timeout=settings.trial_timeout,
         replay_options=settings.chosen_options,

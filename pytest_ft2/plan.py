@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ft2.verdict import POOL
-
 __all__ = ["GatePlan", "Payload"]
 
 Payload = dict[str, Any]
@@ -38,6 +36,8 @@ class GatePlan:
     more:
         How many trials, numbered behind the planned ones, may run in place of some of these: each
         has a draw from a stratum that the first trials choose.
+    pool:
+        How many more draws of faults there are to take those from.
     chunk:
         Trials per item.
     bounds:
@@ -74,6 +74,7 @@ class GatePlan:
     correction: str | None = None
     sampling: str = "uniform"
     more: int = 0
+    pool: int = 0
     stop: str = "never"
 
     @property
@@ -106,7 +107,7 @@ class GatePlan:
     @property
     def draws(self) -> range:
         """The numbers of all draws of faults that there are to choose from."""
-        return range(self.planned * (1 + POOL) if self.more else self.planned)
+        return range(self.planned + self.pool)
 
     @property
     def chunks(self) -> Iterator[range]:
