@@ -157,6 +157,7 @@ class CampaignLedger(CampaignRecords):
             stopped = self.ended and self.stopped_after is not None
             if not finished and not stopped and self.counts.seen < self.plan.planned:
                 verdict = decide(_as_masked(self.counts), self.budget)
+        parted = self._strata
         known = [fullest(runs) for runs in self.golden.values()]
         shares = [each["share_outside"] for each in known if "share_outside" in each]
         return CampaignResult(
@@ -177,7 +178,7 @@ class CampaignLedger(CampaignRecords):
                 for each in sorted(known, key=lambda each: self._order(each["params"]))
             ],
             excluded=self.excluded,
-            trials=[_public(record, self._strata) for record in self.counted.values()],
+            trials=[_public(record, parted) for record in self.counted.values()],
             stop=self._stop(),
             strata=self.strata(),
             allocation=self.allocation,

@@ -97,7 +97,7 @@ class AllocationLooks:
         """
         if self.ended or not masses:
             return
-        rule = AllocationRule(self.plan.planned, max(1, sets))
+        rule = self._rule(sets)
         last = rule.looks[-1] if rule.looks else 0
         while len(self._seen) < last and (record := trials.get(len(self._seen))):
             if record["outcome"] is None:
@@ -118,9 +118,11 @@ class AllocationLooks:
     def missing(self, trials: Mapping[int, Payload], sets: int) -> list[int]:
         """Return the numbers of the trials that the next look waits for; as :meth:`look`."""
         seen = len(self._seen)
-        rule = AllocationRule(self.plan.planned, max(1, sets))
-        following = next((each for each in rule.looks if each > seen), seen)
+        following = next((each for each in self._rule(sets).looks if each > seen), seen)
         return [number for number in range(seen, following) if number not in trials]
+
+    def _rule(self, sets: int) -> AllocationRule:
+        return AllocationRule(self.plan.planned, max(1, sets))
 
     @property
     def chosen(self) -> tuple[range, ...]:

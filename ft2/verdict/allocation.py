@@ -152,18 +152,17 @@ class AllocationRule:
             rate = float(weights @ rates)
             ideal = weights * np.sqrt(rates * (1 - rates))
             ideal /= ideal.sum()
+            width_of_first, width_of_uniform = (
+                _width(np.ones(1), np.array([rate]), np.array([float(trials)]))
+                for trials in (first, self.planned)
+            )
             for kept in _KEPT:
                 uniform, more = self._draws(weights, ideal, later, kept)
                 drawn = np.asarray(uniform * weights + more, dtype=float)
                 if drawn.min() < _LEAST_DRAWN:
                     continue
-                width = 1 / (
-                    of_first / _width(np.ones(1), np.array([rate]), np.array([float(first)]))
-                    + of_later / _width(weights, rates, drawn)
-                )
-                share = width / _width(
-                    np.ones(1), np.array([rate]), np.array([float(self.planned)])
-                )
+                width = 1 / (of_first / width_of_first + of_later / _width(weights, rates, drawn))
+                share = width / width_of_uniform
                 if share < min(_WORTH_IT, found[0] if found else 1.0):
                     more_drawn = tuple(map(int, more))
                     found = share, Allocation(first, uniform, more_drawn, way.strata)
