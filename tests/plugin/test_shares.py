@@ -110,6 +110,8 @@ def test_a_model_on_a_gpu_that_workers_would_share_leaves_no_complete_gate(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pytest_ft2.goldens.crowding", lambda config: "use -n 2")
+    # On a machine with a GPU, other tests in this process have used it.
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     project.pytester.makepyfile(test_it=RIGHT_OR_NOT.replace("BUDGET", "100"))
     project.run("--ft2-faults=4", "--ft2-json=out.json")
     assert project.json()["campaigns"][0]["verdict"] == "pass"
