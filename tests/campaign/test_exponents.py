@@ -65,9 +65,19 @@ _RUNS: dict[str, tuple[Callable[[], Any], dict[str, Any], str | None]] = {
     "gpt_oss": (lambda: small_model("gpt_oss"), {}, "bf16"),
 }
 
+_ON_A_GPU: dict[str, tuple[Callable[[], Any], dict[str, Any], str | None]] = {
+    "llama on a GPU": (lambda: tiny_model().cuda(), {}, None),
+    "llama in fp16 on a GPU": (lambda: tiny_model(dtype=torch.float16).cuda(), {}, None),
+    "llama in bf16 on a GPU": (lambda: tiny_model(dtype=torch.bfloat16).cuda(), {}, None),
+    "llama as fp8 on a GPU": (lambda: tiny_model(dtype=torch.float16).cuda(), {}, "fp8-e4m3"),
+    "mixtral on a GPU": (lambda: _with_experts("mixtral", "grouped_mm").cuda(), {}, "fp16"),
+}
+_NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 
 def _generate(model: Any, options: dict[str, Any]) -> None:
-    model.generate(_IDS, attention_mask=_MASK, max_new_tokens=3, do_sample=False, **options)
+    ids, mask = _IDS.to(model.device), _MASK.to(model.device)
+    model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False, **options)
 
 
 def _record(model: Any, options: dict[str, Any], reader: ExponentReader | None = None) -> Golden:
@@ -100,9 +110,11 @@ def _check_shares(space: Space, masses: Mapping[tuple[str, str, int], float]) ->
     assert found == pytest.approx({place: share for place, share in expected.items() if share})
 
 
-@pytest.mark.parametrize("run", _RUNS)
+@pytest.mark.parametrize(
+    "run", [*_RUNS, *(pytest.param(run, marks=_NEEDS_CUDA) for run in _ON_A_GPU)]
+)
 def test_exponents_are_those_of_the_values_that_faults_find(run: str) -> None:
-    make, options, name = _RUNS[run]
+    make, options, name = (_RUNS | _ON_A_GPU)[run]
     model = make()
     space = _record(model, options).space
     faults = _faults(space, 4000, name)
