@@ -54,7 +54,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, Static
 
 import ft2
 from ft2 import native
-from ft2.forward import Clock, Forward, Listener, sparable, tap_in_lane
+from ft2.forward import Call, Clock, Forward, Listener, sparable, tap_in_lane
 from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, DetectionLane
 
 _ALL = {**SHAPES, **NARROW}
@@ -161,6 +161,13 @@ def _compiled_call(model: Any, is_announced: bool) -> Callable[..., Any]:
     return torch.compile(own, **config.to_dict())
 
 
+class _Silent(Listener):
+    """Wants to hear nothing."""
+
+    def forward_repeats(self, forward: Forward) -> Callable[[], None]:
+        return lambda: None
+
+
 class _Decoder:
     """Answers one request after the other, greedily, and can be left and resumed at any token.
 
@@ -183,8 +190,9 @@ class _Decoder:
         self, model: Any, prompt: Tensor, new_tokens: int, compiled: bool, is_announced: bool
     ) -> None:
         self._model = model
-        self._is_announced = is_announced
+        self._clock = Clock.listen(model, _Silent()) if is_announced else None
         self._request = ExitStack()
+        self._call: Call
         self._prompt = self._token = prompt
         self._new_tokens = new_tokens
         self._compiled = _compiled_call(model, is_announced) if compiled else None
@@ -201,7 +209,10 @@ class _Decoder:
         output = call(self._token, past_key_values=self._cache, use_cache=True)
         self._cache = output.past_key_values
         self._token = output.logits[:, -1].argmax(-1, keepdim=True)
-        bool((self._token < 0).any())
+        ended = self._token[:, 0] < 0
+        bool(ended.all())
+        if self._clock is not None:
+            self._clock.token_generated(self._call, ended)
         self._done = (self._done + 1) % self._new_tokens
         return is_first, time.perf_counter() - began
 
@@ -211,8 +222,9 @@ class _Decoder:
 
     def _begin(self) -> None:
         self._request.close()
-        if self._is_announced:
-            self._request.enter_context(ft2.request(self._model))
+        if self._clock is not None:
+            self._call = self._request.enter_context(self._clock.calling("generate"))
+            self._call.tokens_are_counted = True
         self._token = self._prompt
         if self._compiled is None:
             self._cache = None

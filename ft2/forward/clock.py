@@ -27,6 +27,7 @@ from transformers import GenerationMixin, StoppingCriteriaList
 
 from ft2.forward.cache_names import cache_in, cache_made_by, is_cache
 from ft2.forward.call import Call, Forward, Kind, Listener
+from ft2.forward.compiled_step import CompiledStep
 from ft2.forward.disguise import Disguise, show_class, undisguised
 from ft2.forward.lane import Lane
 from ft2.forward.repetition import Repetition
@@ -183,11 +184,12 @@ class Clock:
         for lane in self.lanes:
             lane.wardrobe.wear(is_compiled)
         forward = self._begin(module, args, kwargs)
+        arguments = (self, module, call, args, kwargs)
         try:
-            output = self._computed(compiler, module, call, args, kwargs)
+            output = self._computed(compiler, arguments)
             if self.reviewer is not None:
                 while self._rejects(self.reviewer, forward, output):
-                    output = self._computed(compiler, module, call, args, kwargs)
+                    output = self._computed(compiler, arguments)
                 output = self.reviewer.accepted(forward, output)
         except BaseException as error:
             self._broken(error)
@@ -207,9 +209,13 @@ class Clock:
         args: Any,
         kwargs: Any,
     ) -> Any:
+        arguments = (self, module, call, args, kwargs)
         try:
             known.prepare()
-            output = self._computed(compiler, module, call, args, kwargs)
+            if not known.is_compiled:
+                output = self._computed(compiler, arguments)
+            else:
+                output = self._computed_by_known_code(known, compiler, arguments)
         except BaseException as error:
             self._repetition = None
             self._broken(error)
@@ -221,16 +227,40 @@ class Clock:
                 lane.wardrobe.look()
         return output
 
-    def _computed(
-        self, compiler: Any, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def _computed(self, compiler: Any, arguments: tuple[Any, ...]) -> Any:
         self.thread.is_computing = True
         set_eval_frame(compiler)
         try:
-            return self._compute(self, module, call, args, kwargs)
+            return self._compute(*arguments)
         finally:
             set_eval_frame(None)
             self.thread.is_computing = False
+
+    def _computed_by_known_code(
+        self, known: Repetition, compiler: Any, arguments: tuple[Any, ...]
+    ) -> Any:
+        # Between the forwards of loops by hand, the model can have become another one.
+        if not known.forward.call.tokens_are_counted:
+            return self._computed(compiler, arguments)
+        step = known.compiled
+        known.compiled = None
+        if step is not None and step.takes(arguments):
+            self.thread.is_computing = True
+            try:
+                output = step(arguments)
+            finally:
+                self.thread.is_computing = False
+        else:
+            output = self._computed(compiler, arguments)
+            step = CompiledStep.after(self._compute, arguments)
+        # While the device computes; for compiled code nothing has ended yet.
+        self.thread.is_computing = True
+        try:
+            if step is not None and step.is_valid(arguments):
+                known.compiled = step
+        finally:
+            self.thread.is_computing = False
+        return output
 
     def token_generated(self, call: Call, ended: Tensor) -> None:
         """Count a step of `call`; `ended` is bool (rows,), the rows that are complete now."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ft2.forward.call import Call, Forward, Listener
+from ft2.forward.compiled_step import CompiledStep
 
 __all__ = ["Repetition"]
 
@@ -40,6 +41,8 @@ class Repetition:
         cache.
     is_compiled:
         Whether compiled code computes it.
+    compiled:
+        The code that computes it, if that is known to suit the next step.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Repetition:
         self._shape = torch.Size((forward.rows, 1))
         self._takes_ids_first = first_parameter == "input_ids"
         self.is_compiled = is_compiled
+        self.compiled: CompiledStep | None = None
         self._preparations = tuple(preparations)
 
     @classmethod
@@ -66,8 +70,6 @@ class Repetition:
         """Return what recognises the step after `forward`, or None if it must be told in full."""
         call = forward.call
         if forward.is_first_token or forward.tokens != 1 or call.kind == "loop":
-            return None
-        if not _is_alive(call, forward.rows):
             return None
         preparations = []
         for listener in listeners:
@@ -93,7 +95,6 @@ class Repetition:
             not isinstance(tokens, Tensor)
             or tokens.shape != self._shape
             or (call.tokens_are_counted and call.tokens_generated != step)
-            or not _is_alive(call, forward.rows)
         ):
             return None
         forward.step = call.step = step
@@ -106,7 +107,3 @@ class Repetition:
         for prepare in self._preparations:
             prepare()
 
-
-def _is_alive(call: Call, rows: int) -> bool:
-    # A single row that has ended ends the call.
-    return rows == 1 or call.ended is None

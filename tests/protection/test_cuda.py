@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ft2
+from ft2.forward.compiled_step import CompiledStep
 from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -71,6 +72,29 @@ def test_a_fault_lands_on_the_gpu_and_is_corrected(mode: str, dtype: torch.dtype
     assert sum(protection.counts) >= 1
     assert protection.left_first_token
     assert type(model).__mro__[0].__name__ == "LlamaForCausalLM"
+
+
+def test_steps_computed_by_known_code_are_clipped_and_counted_as_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[int] = []
+    compute = CompiledStep.__call__
+
+    def noted(step: CompiledStep, arguments: tuple[Any, ...]) -> Any:
+        steps.append(arguments[0].forward.step)
+        return compute(step, arguments)
+
+    monkeypatch.setattr(CompiledStep, "__call__", noted)
+    model = tiny_model("llama").to("cuda")
+    # Bounds of scale 1 are left all the time.
+    with ft2.protect(model, scale=1.0) as protection:
+        said = [_say(model), *(_say(model, cache_implementation="static") for _ in range(2))]
+    assert steps == [*range(3, 10)] * 2
+    assert all(torch.equal(each, said[0]) for each in said)
+    eager, compiled = protection.counts[:2], protection.counts[2:]
+    assert min(eager) > 10
+    # Other kernels round other values to a bound.
+    assert compiled == pytest.approx(eager * 2, rel=0.05)
 
 
 @pytest.mark.parametrize("mode", _MODES)

@@ -120,11 +120,8 @@ class FirstTokenPolicy(Policy):
             bounds.settle()
         self._left_first_token |= bounds.settled
         self._current = bounds
-        self._real = self._live = forward.real
-        # A single row that has ended ends the call.
-        if call.ended is not None and call.ended.shape[0] == forward.rows > 1:
-            alive = ~call.ended[:, None]
-            self._live = alive if self._real is None else self._real & alive
+        self._real = forward.real
+        self._live = _live(call, forward.rows, forward.real)
         if self._lane is None:
             return
         if forward.is_first_token:
@@ -134,17 +131,18 @@ class FirstTokenPolicy(Policy):
 
     def forward_repeats(self, forward: Forward) -> Callable[[], None] | None:
         bounds, lane = self._current, self._lane
-        if lane is None or self._live is not None or bounds.kind is None or not bounds.is_settled:
+        if lane is None or bounds.kind is None or not bounds.is_settled or self._real is not None:
             return None
-        version = bounds.version
+        version, call, rows = bounds.version, forward.call, forward.rows
 
         def prepare() -> None:
-            if bounds.is_settled and bounds.version == version:
+            live = self._live = _live(call, rows, None)
+            if live is None and bounds.is_settled and bounds.version == version:
                 lane.resume()
             else:
-                # A layer has run that had not run before.
+                # Rows may have ended, or a layer has run that had not run before.
                 bounds.settle()
-                lane.begin(bounds, None)
+                lane.begin(bounds, live)
 
         return prepare
 
@@ -200,6 +198,15 @@ class FirstTokenPolicy(Policy):
         if real is not None or live is not None:
             real, live = _of_layer(real, view), _of_layer(live, view)
         return self._current.protect(key, view, real, live)
+
+
+def _live(call: Call, rows: int, real: Tensor | None) -> Tensor | None:
+    """Return bool (rows, tokens or 1), False where corrections are not counted; None if all are."""
+    # A single row that has ended ends the call.
+    if call.ended is None or rows == 1 or call.ended.shape[0] != rows:
+        return real
+    alive = ~call.ended[:, None]
+    return alive if real is None else real & alive
 
 
 def _critical(projection: Projection) -> list[tuple[int, int]]:

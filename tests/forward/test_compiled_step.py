@@ -1,0 +1,321 @@
+"""Compiled steps that repeat are computed by the code that computed the one before."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Generator
+from types import FunctionType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
+
+import ft2
+from ft2.forward import Clock, Forward, Listener
+from ft2.forward.compiled_step import CompiledStep
+from tests.tiny_models import tiny_model
+
+_PROMPT = torch.tensor([[5, 6, 7, 8]])
+_NEW = 8
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Generator[None, None, None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the steps that known code has computed."""
+    steps: list[int] = []
+    compute = CompiledStep.__call__
+
+    def noted(step: CompiledStep, arguments: tuple[Any, ...]) -> Any:
+        steps.append(arguments[0].forward.step)
+        return compute(step, arguments)
+
+    monkeypatch.setattr(CompiledStep, "__call__", noted)
+    return steps
+
+
+def _say(model: Any, prompt: Tensor = _PROMPT, **options: Any) -> Tensor:
+    """Generate with a static cache and compiled code, and return the tokens and logits."""
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": config} | options
+    return _generate(model, prompt, **options)
+
+
+def _generate(model: Any, prompt: Tensor = _PROMPT, **options: Any) -> Tensor:
+    said = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=_NEW,
+        min_new_tokens=_NEW,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **options,
+    )
+    logits: Tensor = torch.stack(said.logits)
+    return logits
+
+
+class _At(LogitsProcessor):
+    """Does something before some step, as who looks on between two tokens may."""
+
+    def __init__(self, step: int, act: Callable[[], None]) -> None:
+        self._left = step
+        self._act = act
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._left -= 1
+        if self._left == 0:
+            self._act()
+        return scores
+
+
+def _at(step: int, act: Callable[[], None]) -> dict[str, Any]:
+    return {"logits_processor": LogitsProcessorList([_At(step, act)])}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rows"),
+    [("llama", 1), ("llama", 3), ("gpt2", 1), ("qwen2", 1), ("mistral", 2)],
+)
+def test_steps_that_repeat_are_computed_by_the_code_that_is_known(
+    architecture: str, rows: int, known: list[int]
+) -> None:
+    model = tiny_model(architecture, num_hidden_layers=1)
+    prompt = torch.arange(5, 5 + 4 * rows).view(rows, 4)
+    with ft2.protect(model, scale=1.0) as protection:
+        eager = _generate(model, prompt)
+        for _ in range(2):
+            torch.testing.assert_close(_say(model, prompt), eager)
+    assert known == [*range(3, _NEW)] * 2
+    counts = protection.counts
+    assert counts[:rows] == counts[rows : 2 * rows] == counts[2 * rows :]
+    assert sum(counts) > 0
+
+
+def test_a_cache_that_slides_is_computed_with_like_any_other(known: list[int]) -> None:
+    # When it is full, other code takes over.
+    model = tiny_model("mistral", num_hidden_layers=1, sliding_window=8)
+    with ft2.protect(model):
+        torch.testing.assert_close(_say(model), _generate(model))
+    assert 3 in known
+
+
+def test_what_changes_between_two_tokens_is_seen_with_the_token_after_the_next(
+    known: list[int],
+) -> None:
+    model: Any = tiny_model("llama", num_hidden_layers=1)
+    mlp = model.model.layers[0].mlp
+
+    def change() -> None:
+        mlp.act_fn = torch.nn.ReLU()
+
+    plain = mlp.act_fn
+    with ft2.protect(model):
+        _say(model)
+        mlp.act_fn = plain
+        known.clear()
+        found = _say(model, **_at(5, change))
+        assert known == [3, 4, 5, 7]
+        mlp.act_fn = plain
+        expected = _generate(model, **_at(6, change))
+    torch.testing.assert_close(found, expected)
+
+
+def test_weights_that_change_between_two_tokens_are_used_at_once(known: list[int]) -> None:
+    model: Any = tiny_model("llama", num_hidden_layers=1)
+    up = model.model.layers[0].mlp.up_proj
+    plain = up.weight
+
+    def change() -> None:
+        up.weight = torch.nn.Parameter(plain * 0.5)
+
+    with ft2.protect(model):
+        found = _say(model, **_at(5, change))
+        up.weight = plain
+        torch.testing.assert_close(found, _generate(model, **_at(5, change)))
+    assert 5 in known
+
+
+def test_code_that_was_given_up_is_not_used(known: list[int]) -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    with ft2.protect(model):
+        found = _say(model, **_at(4, torch._dynamo.reset))
+        torch.testing.assert_close(found, _generate(model))
+    # The step behind it is the last that was checked.
+    assert known == [3, 4, 6, 7]
+
+
+def test_a_listener_that_comes_in_between_is_heard(known: list[int]) -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    started: list[int] = []
+
+    class Listens(Listener):
+        def forward_started(self, forward: Forward) -> None:
+            started.append(forward.step)
+
+    listener = Listens()
+    with ft2.protect(model):
+        clocks: list[Clock] = []
+        _say(model, **_at(5, lambda: clocks.append(Clock.listen(model, listener))))
+        clocks[0].dismiss(model, listener)
+    assert known == [3, 4]
+    assert started == [5, 6, 7]
+
+
+def test_code_that_leaves_compiled_code_in_between_is_looked_for(known: list[int]) -> None:
+    model: Any = tiny_model("llama", num_hidden_layers=1)
+    model.model.norm.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    with ft2.protect(model):
+        torch.testing.assert_close(_say(model), _generate(model))
+    assert known == []
+
+
+def test_loops_by_hand_are_checked_before_each_step(known: list[int]) -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    run = torch.compile(model, backend="eager")
+    with ft2.protect(model), ft2.request(model), torch.no_grad():
+        output = model(_PROMPT, use_cache=True)
+        for _ in range(6):
+            output = run(_PROMPT[:, :1], past_key_values=output.past_key_values)
+    assert known == []
+
+
+def test_caches_of_two_lengths_are_computed_with_by_turns(known: list[int]) -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    prompts = (_PROMPT, torch.arange(5, 25)[None])
+    with ft2.protect(model):
+        expected = [_generate(model, prompt) for prompt in prompts]
+        for _ in range(3):
+            # Transformers keeps a cache that is long enough.
+            for prompt, logits in zip(prompts, expected, strict=True):
+                model._cache = None
+                torch.testing.assert_close(_say(model, prompt), logits)
+    assert known == [*range(3, _NEW)] * 6
+
+
+def test_nothing_that_a_step_was_given_is_held() -> None:
+    def compute(tensor: Tensor, others: dict[str, Any]) -> Tensor:
+        return tensor + len(others)
+
+    given = torch.ones(3), {"a": torch.ones(2), "b": _Box()}
+    torch.compile(compute, backend="eager")(*given)
+    assert isinstance(compute, FunctionType)
+    step = CompiledStep.after(compute, given)
+    assert step is not None
+    assert step.is_valid(given)
+    held: list[weakref.ref[Any]] = [
+        weakref.ref(given[0]),
+        *(weakref.ref(each) for each in given[1].values()),
+    ]
+    del given
+    gc.collect()
+    assert [each() for each in held] == [None] * 3
+
+
+class _Box:
+    """An object that is nothing but itself."""
+
+
+_BOXES = [_Box(), _Box()]
+_TENSORS = [
+    torch.ones(2, 3),
+    torch.zeros(2, 3),
+    torch.ones(3, 2).T,
+    torch.ones(3, 2),
+    torch.ones(2, 3, dtype=torch.float16),
+    torch.ones(2, 3, device="meta"),
+    torch.nn.Parameter(torch.ones(2, 3)),
+]
+# What is like each other has the same number.
+_LEAVES: list[tuple[int, Any]] = [
+    *zip([0, 0, 1, 2, 3, 4, 5], _TENSORS, strict=True),
+    *enumerate([None, False, 0, 0.0, 1, True, "", "0", _BOXES[0], _BOXES[1]], start=10),
+]
+
+
+def _several(things: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    def made(kind: type, found: list[tuple[int, Any]]) -> tuple[Any, Any]:
+        values = [value for _, value in found]
+        whole = dict(enumerate(values)) if kind is dict else kind(values)
+        return (kind.__name__, *(like for like, _ in found)), whole
+
+    return st.builds(made, st.sampled_from([list, tuple, dict]), st.lists(things, max_size=3))
+
+
+# What something is like, and the thing itself.
+_THINGS: st.SearchStrategy[tuple[Any, Any]] = st.recursive(
+    st.sampled_from(_LEAVES), _several, max_leaves=4
+)
+
+
+def _identities(value: Any) -> list[int]:
+    """Which of the tensors are the same as which, in their order."""
+    found: list[int] = []
+
+    def visit(each: Any) -> None:
+        if isinstance(each, Tensor):
+            found.append(id(each))
+        elif isinstance(each, (list, tuple)):
+            for inner in each:
+                visit(inner)
+        elif isinstance(each, dict):
+            visit(list(each.values()))
+
+    visit(value)
+    return [found.index(each) for each in found]
+
+
+def _step_of(value: Any) -> CompiledStep:
+    def compute(value: Any) -> None: ...
+
+    function = FunctionType(compute.__code__, globals())
+    return CompiledStep(function.__code__, None, function, (value,))
+
+
+@given(_THINGS, _THINGS)
+def test_arguments_are_taken_if_all_that_code_can_rely_on_is_alike(
+    one: tuple[Any, Any], other: tuple[Any, Any]
+) -> None:
+    step = _step_of(one[1])
+    assert step.takes((one[1],))
+    alike = one[0] == other[0] and _identities(one[1]) == _identities(other[1])
+    assert step.takes((other[1],)) == alike
+
+
+def test_an_object_that_is_gone_is_none_that_comes_after_it() -> None:
+    box = _Box()
+    step = _step_of(box)
+    number = id(box)
+    del box
+    others = [_Box() for _ in range(1000)]
+    same = [each for each in others if id(each) == number]
+    assert same, "the place in memory was not used again"
+    assert not step.takes((same[0],))
+
+
+def test_what_cannot_be_told_again_is_known_by_no_code() -> None:
+    def compute(tensor: Tensor, other: Any) -> Tensor:
+        return tensor + 1
+
+    given = torch.ones(3), 1j
+    torch.compile(compute, backend="eager")(*given)
+    assert isinstance(compute, FunctionType)
+    assert CompiledStep.after(compute, given) is None
+
+
+def test_a_function_that_was_not_compiled_has_no_code() -> None:
+    assert isinstance(_step_of, FunctionType)
+    assert CompiledStep.after(_step_of, (1,)) is None
