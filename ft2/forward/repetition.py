@@ -106,4 +106,3 @@ class Repetition:
         """Have listeners do what they do before the step."""
         for prepare in self._preparations:
             prepare()
-
