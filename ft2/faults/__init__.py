@@ -1,7 +1,7 @@
 """Faults: fault models, the space of sites, the injector, and the proof that a fault landed."""
 
 from ft2.faults.bit_chances import bit_chances
-from ft2.faults.change import change_size, change_sizes, exponents, flips_top_bit
+from ft2.faults.change import change_sizes, exponents, flips_top_bit
 from ft2.faults.draw import Draw
 from ft2.faults.fault import Fault
 from ft2.faults.formats import FORMATS, NumberFormat, flip, format_of, number_format, pattern
@@ -23,7 +23,6 @@ __all__ = [
     "Space",
     "Step",
     "bit_chances",
-    "change_size",
     "change_sizes",
     "exponents",
     "fault_model",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ft2.faults.formats import NumberFormat, flip
 
-__all__ = ["change_size", "change_sizes", "exponents", "flips_top_bit"]
+__all__ = ["change_sizes", "exponents", "flips_top_bit"]
 
 # Powers of two beyond which changes are not told apart.
 _SMALLEST, _LARGEST = -20, 20
@@ -45,8 +45,9 @@ def exponents(values: Tensor, encoding: NumberFormat) -> Tensor:
     return fields.to(torch.int64)
 
 
-def change_size(exponent: int, bits: Sequence[int], encoding: NumberFormat) -> int:
-    """Return the power of two up to which a flip changes a value of a known exponent.
+@lru_cache(maxsize=8192)
+def change_sizes(bits: tuple[int, ...], encoding: NumberFormat) -> tuple[int, ...]:
+    """Return the power of two up to which a flip changes a value, for each exponent field.
 
     One value stands for all of an exponent, whatever their sign: that with the mantissa 1.5, and
     for zero and subnormals half of the smallest normal number. A mantissa's bit changes all of an
@@ -54,8 +55,6 @@ def change_size(exponent: int, bits: Sequence[int], encoding: NumberFormat) -> i
 
     Parameters
     ----------
-    exponent:
-        The exponent field, as of :func:`exponents`.
     bits:
         Numbers of the flipped bits, 0 the least significant.
     encoding:
@@ -63,21 +62,9 @@ def change_size(exponent: int, bits: Sequence[int], encoding: NumberFormat) -> i
 
     Returns
     -------
-    int
-        From -20 to 20: smaller and larger powers are not told apart. 20 also where the value or
-        what becomes of it is not finite.
-
-    Raises
-    ------
-    ValueError
-        If a bit is not one of the format's.
-    """
-    return change_sizes(tuple(bits), encoding)[exponent]
-
-
-@lru_cache(maxsize=8192)
-def change_sizes(bits: tuple[int, ...], encoding: NumberFormat) -> tuple[int, ...]:
-    """Return :func:`change_size` of each exponent field, in order.
+    tuple of int
+        By exponent field, as of :func:`exponents`. From -20 to 20: smaller and larger powers are
+        not told apart. 20 also where the value or what becomes of it is not finite.
 
     Raises
     ------
