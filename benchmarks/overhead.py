@@ -224,7 +224,7 @@ class _Decoder:
         self._request.close()
         if self._clock is not None:
             self._call = self._request.enter_context(self._clock.calling("generate"))
-            self._call.tokens_are_counted = True
+            self._call.tokens_are_counted = self._call.is_undisturbed = True
         self._token = self._prompt
         if self._compiled is None:
             self._cache = None

@@ -29,6 +29,8 @@ class Call:
         The step being computed, -1 before the first forward. Step 0 is the first token's.
     rows_per_request:
         How many rows of the batch belong to one prompt: the number of beams.
+    is_undisturbed:
+        Whether nothing but transformers runs between its forwards, which leaves the model as it is.
     cached:
         How many tokens the cache holds after the last forward that began.
     ended:
@@ -40,6 +42,7 @@ class Call:
     step: int = -1
     tokens_generated: int = 0
     tokens_are_counted: bool = False
+    is_undisturbed: bool = False
     rows_per_request: int = 1
     cached: int = 0
     ended: Tensor | None = None

@@ -32,6 +32,7 @@ from ft2.forward.disguise import Disguise, show_class, undisguised
 from ft2.forward.lane import Lane
 from ft2.forward.repetition import Repetition
 from ft2.forward.review import Reviewer
+from ft2.forward.undisturbed import is_undisturbed
 from ft2.layers import unwrap
 
 __all__ = ["Clock", "announcers", "clocked_models", "request", "unheard"]
@@ -239,12 +240,12 @@ class Clock:
     def _computed_by_known_code(
         self, known: Repetition, compiler: Any, arguments: tuple[Any, ...]
     ) -> Any:
-        # Between the forwards of loops by hand, the model can have become another one.
-        if not known.forward.call.tokens_are_counted:
+        # Otherwise the model can have become another one by the next step.
+        if not known.forward.call.is_undisturbed:
             return self._computed(compiler, arguments)
         step = known.compiled
         known.compiled = None
-        if step is not None and step.takes(arguments):
+        if step is not None and step.takes(compiler, arguments):
             self.thread.is_computing = True
             try:
                 output = step(arguments)
@@ -252,7 +253,7 @@ class Clock:
                 self.thread.is_computing = False
         else:
             output = self._computed(compiler, arguments)
-            step = CompiledStep.after(self._compute, arguments)
+            step = CompiledStep.after(compiler, self._compute, arguments)
         # While the device computes; for compiled code nothing has ended yet.
         self.thread.is_computing = True
         try:
@@ -573,8 +574,20 @@ def _counting_methods(clock: Clock, original: Any) -> dict[str, Callable[..., An
             call.attention_mask = mask
         return original.prepare_inputs_for_generation(module, *args, **kwargs)
 
+    @functools.wraps(original._sample)
+    def _sample(module: Any, *args: Any, **kwargs: Any) -> Any:
+        call = clock.innermost
+        if call is None:
+            return original._sample(module, *args, **kwargs)
+        call.is_undisturbed = is_undisturbed(module, original, original._sample, args, kwargs)
+        try:
+            return original._sample(module, *args, **kwargs)
+        finally:
+            call.is_undisturbed = False
+
     return {
         "_get_stopping_criteria": _get_stopping_criteria,
+        "_sample": _sample,
         "prepare_inputs_for_generation": prepare_inputs_for_generation,
     }
 

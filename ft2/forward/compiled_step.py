@@ -12,8 +12,10 @@ import weakref
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._C._dynamo import eval_frame
+from torch._dynamo.eval_frame import innermost_backend
 
 __all__ = ["CompiledStep"]
 
@@ -32,6 +34,8 @@ class CompiledStep:
         The code.
     guards:
         Torch's checks of what the code was made for.
+    compiler:
+        What compiled it, as ``set_eval_frame`` takes it.
     function:
         What it was made of.
     arguments:
@@ -44,8 +48,14 @@ class CompiledStep:
     """
 
     def __init__(
-        self, code: Any, guards: Any, function: FunctionType, arguments: tuple[Any, ...]
+        self,
+        code: Any,
+        guards: Any,
+        compiler: Any,
+        function: FunctionType,
+        arguments: tuple[Any, ...],
     ) -> None:
+        self._compiler = compiler
         self._run = FunctionType(code, function.__globals__)
         self._guards = guards
         self._names = function.__code__.co_varnames[: len(arguments)]
@@ -55,11 +65,15 @@ class CompiledStep:
         self._objects = [weakref.ref(each) for each in given.objects]
 
     @classmethod
-    def after(cls, function: FunctionType, arguments: tuple[Any, ...]) -> CompiledStep | None:
+    def after(
+        cls, compiler: Any, function: FunctionType, arguments: tuple[Any, ...]
+    ) -> CompiledStep | None:
         """Return the code that has just computed ``function(*arguments)``.
 
         Parameters
         ----------
+        compiler:
+            What compiles, as ``set_eval_frame`` takes it.
         function:
             A function without free variables, which was compiled where it was called.
         arguments:
@@ -72,11 +86,16 @@ class CompiledStep:
             with other code, which torch has to look for.
         """
         entries = _entries_of(function)
-        # The first is the one that ran last.
-        if not entries or any(name.startswith(_RESUMPTION) for name in entries[0].code.co_names):
+        if not entries or not callable(compiler):
+            return None
+        # The first ran last, if any did; of those given up no code is left.
+        code, guards = entries[0].code, entries[0].guard_manager
+        if code is None or entries[0].backend != innermost_backend(compiler):
+            return None
+        if any(name.startswith(_RESUMPTION) for name in code.co_names):
             return None
         try:
-            return cls(entries[0].code, entries[0].guard_manager, function, arguments)
+            return cls(code, guards, compiler, function, arguments)
         except TypeError:
             return None
 
@@ -84,14 +103,16 @@ class CompiledStep:
         """Compute what the function computes, without a check."""
         return self._run(*arguments)
 
-    def takes(self, arguments: tuple[Any, ...]) -> bool:
-        """Whether these arguments are like those before.
+    def takes(self, compiler: Any, arguments: tuple[Any, ...]) -> bool:
+        """Whether the compiler is the same, and these arguments are like those before.
 
         That is, tensors of the same type, shape, strides, dtype and device, equal numbers and
         texts, and otherwise the same objects, in the same places.
         """
-        return _Given(arguments).alike == self._like and all(
-            each() is not None for each in self._objects
+        return (
+            compiler is self._compiler
+            and _Given(arguments).alike == self._like
+            and all(each() is not None for each in self._objects)
         )
 
     def is_valid(self, arguments: tuple[Any, ...]) -> bool:
@@ -112,7 +133,7 @@ class _Given:
 
     def _alike(self, value: Any) -> Any:
         kind = type(value)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.layout is torch.strided:
             # Which of them are one and the same is relied on, too.
             self._tensors.append(id(value))
             first = self._tensors.index(id(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from collections.abc import Callable, Generator
@@ -13,15 +14,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+from transformers import (
+    CompileConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
+from transformers.generation.streamers import BaseStreamer
 
 import ft2
 from ft2.forward import Clock, Forward, Listener
 from ft2.forward.compiled_step import CompiledStep
+from ft2.forward.repetition import Repetition
 from tests.tiny_models import tiny_model
 
 _PROMPT = torch.tensor([[5, 6, 7, 8]])
 _NEW = 8
+
+
+def _eager(*_: Any) -> None:
+    """What compiles, where it does not matter what does."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,22 +83,74 @@ def _generate(model: Any, prompt: Tensor = _PROMPT, **options: Any) -> Tensor:
     return logits
 
 
-class _At(LogitsProcessor):
-    """Does something before some step, as who looks on between two tokens may."""
+class _Before:
+    """Does something before some step, and nothing before others."""
 
-    def __init__(self, step: int, act: Callable[[], None]) -> None:
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
         self._left = step
         self._act = act
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def count(self) -> None:
         self._left -= 1
         if self._left == 0:
             self._act()
+
+
+class _Processor(_Before, LogitsProcessor):
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.count()
         return scores
 
 
-def _at(step: int, act: Callable[[], None]) -> dict[str, Any]:
-    return {"logits_processor": LogitsProcessorList([_At(step, act)])}
+class _Criterion(_Before, StoppingCriteria):
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.count()
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+class _Streamer(_Before, BaseStreamer):
+    def put(self, value: Tensor) -> None:
+        # The prompt comes first.
+        if value.dim() < 2:
+            self.count()
+
+    def end(self) -> None:
+        pass
+
+
+def _allowing(step: int, act: Callable[[], object]) -> Callable[[int, Tensor], list[int]]:
+    before = _Before(step, act)
+
+    def allowed(batch: int, ids: Tensor) -> list[int]:
+        before.count()
+        return [*range(61)]
+
+    return allowed
+
+
+_FOREIGN: dict[str, Callable[[int, Callable[[], object]], dict[str, Any]]] = {
+    "processor": lambda step, act: {
+        "logits_processor": LogitsProcessorList([_Processor(step, act)])
+    },
+    "criterion": lambda step, act: {
+        "stopping_criteria": StoppingCriteriaList([_Criterion(step, act)])
+    },
+    "streamer": lambda step, act: {"streamer": _Streamer(step, act)},
+    "prefix": lambda step, act: {"prefix_allowed_tokens_fn": _allowing(step, act)},
+}
+
+
+class _Tokenizer(_Before):
+    """Is asked by a streamer of transformers' own, which leaves steps undisturbed."""
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        self.count()
+        return "a"
+
+
+def _within(step: int, act: Callable[[], object]) -> dict[str, Any]:
+    tokenizer: Any = _Tokenizer(step, act)
+    return {"streamer": TextStreamer(tokenizer, skip_prompt=True)}
 
 
 @pytest.mark.parametrize(
@@ -113,25 +180,99 @@ def test_a_cache_that_slides_is_computed_with_like_any_other(known: list[int]) -
     assert 3 in known
 
 
-def test_what_changes_between_two_tokens_is_seen_with_the_token_after_the_next(
-    known: list[int],
+@pytest.mark.parametrize("foreign", _FOREIGN.values(), ids=list(_FOREIGN))
+def test_where_others_run_between_two_tokens_each_step_is_checked_before(
+    foreign: Callable[[int, Callable[[], object]], dict[str, Any]], known: list[int]
 ) -> None:
     model: Any = tiny_model("llama", num_hidden_layers=1)
     mlp = model.model.layers[0].mlp
+    plain = mlp.act_fn
 
     def change() -> None:
         mlp.act_fn = torch.nn.ReLU()
 
-    plain = mlp.act_fn
     with ft2.protect(model):
-        _say(model)
-        mlp.act_fn = plain
+        unchanged = _say(model)
+        assert known == [*range(3, _NEW)]
         known.clear()
-        found = _say(model, **_at(5, change))
-        assert known == [3, 4, 5, 7]
+        found = _say(model, **foreign(5, change))
         mlp.act_fn = plain
-        expected = _generate(model, **_at(6, change))
+        expected = _generate(model, **foreign(5, change))
     torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, unchanged)
+    assert known == []
+
+
+@pytest.mark.parametrize(
+    "method", ["prepare_inputs_for_generation", "_update_model_kwargs_for_generation"]
+)
+@pytest.mark.parametrize("of_class", [True, False], ids=["class", "model"])
+def test_a_model_that_does_something_of_its_own_between_two_tokens_is_checked_before_each(
+    method: str, of_class: bool, known: list[int]
+) -> None:
+    model: Any = tiny_model("llama", num_hidden_layers=1)
+    plain, head = getattr(type(model), method), model.lm_head
+    head.counted = 0
+
+    def count(model: Any, *args: Any, **kwargs: Any) -> Any:
+        model.lm_head.counted += 1
+        return plain(model, *args, **kwargs)
+
+    def forward(hidden: Tensor) -> Tensor:
+        logits: Tensor = torch.nn.functional.linear(hidden, head.weight) + head.counted
+        return logits
+
+    head.forward = forward
+    if of_class:
+        model.__class__ = type("Counting", (type(model),), {method: count})
+    else:
+        setattr(model, method, functools.partial(count, model))
+    with ft2.protect(model):
+        eager = _generate(model)
+        head.counted = 0
+        torch.testing.assert_close(_say(model), eager)
+    assert known == []
+
+
+def test_a_loop_of_ones_own_is_checked_before_each_step(known: list[int]) -> None:
+    model: Any = tiny_model("llama", num_hidden_layers=1)
+    plain = type(model)._sample
+
+    def loop(*args: Any, **options: Any) -> Any:
+        return plain(*args, **options)
+
+    model.__class__ = type("Looping", (type(model),), {"_sample": loop})
+    with ft2.protect(model):
+        torch.testing.assert_close(_say(model), _generate(model))
+    assert known == []
+
+
+def test_rows_that_end_count_no_more_in_steps_that_repeat(
+    known: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    prompt = torch.arange(5, 17).view(3, 4)
+    options = {"eos_token_id": None, "min_new_tokens": 0, "max_new_tokens": 12}
+    with ft2.protect(model, scale=1.0) as protection:
+        said = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        # One row ends in the middle, which others may do later.
+        options |= {"eos_token_id": int(said[0, 8]), "pad_token_id": 0}
+        config = CompileConfig(backend="eager", mode=None)
+        config._compile_all_devices = True
+        compiled = {"cache_implementation": "static", "compile_config": config}
+
+        def counts(**more: Any) -> list[int]:
+            options_ = options | more
+            model.generate(prompt, attention_mask=torch.ones_like(prompt), **options_)
+            return protection.counts[-3:]
+
+        full = protection.counts[-3:]
+        in_few_words = counts(), counts(**compiled)
+        assert known
+        monkeypatch.setattr(Repetition, "after", lambda *_: None)
+        in_full = counts()
+    assert in_few_words == (in_full, in_full)
+    assert in_full[0] < full[0]
 
 
 def test_weights_that_change_between_two_tokens_are_used_at_once(known: list[int]) -> None:
@@ -143,19 +284,41 @@ def test_weights_that_change_between_two_tokens_are_used_at_once(known: list[int
         up.weight = torch.nn.Parameter(plain * 0.5)
 
     with ft2.protect(model):
-        found = _say(model, **_at(5, change))
+        found = _say(model, **_within(5, change))
         up.weight = plain
-        torch.testing.assert_close(found, _generate(model, **_at(5, change)))
+        torch.testing.assert_close(found, _generate(model, **_within(5, change)))
     assert 5 in known
 
 
 def test_code_that_was_given_up_is_not_used(known: list[int]) -> None:
     model = tiny_model("llama", num_hidden_layers=1)
     with ft2.protect(model):
-        found = _say(model, **_at(4, torch._dynamo.reset))
+        found = _say(model, **_within(4, torch._dynamo.reset))
         torch.testing.assert_close(found, _generate(model))
     # The step behind it is the last that was checked.
     assert known == [3, 4, 6, 7]
+
+
+def test_another_compiler_between_two_tokens_is_the_one_that_compiles(known: list[int]) -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    compiled: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(len(inputs))
+        return graph.forward
+
+    def change() -> None:
+        torch.compiler.set_stance("default", force_backend=backend)
+
+    with ft2.protect(model):
+        expected = _generate(model)
+        try:
+            found = _say(model, **_within(5, change))
+        finally:
+            torch.compiler.set_stance("default")
+    torch.testing.assert_close(found, expected)
+    assert len(compiled) == 1
+    assert 5 not in known
 
 
 def test_a_listener_that_comes_in_between_is_heard(known: list[int]) -> None:
@@ -169,7 +332,7 @@ def test_a_listener_that_comes_in_between_is_heard(known: list[int]) -> None:
     listener = Listens()
     with ft2.protect(model):
         clocks: list[Clock] = []
-        _say(model, **_at(5, lambda: clocks.append(Clock.listen(model, listener))))
+        _say(model, **_within(5, lambda: clocks.append(Clock.listen(model, listener))))
         clocks[0].dismiss(model, listener)
     assert known == [3, 4]
     assert started == [5, 6, 7]
@@ -213,7 +376,8 @@ def test_nothing_that_a_step_was_given_is_held() -> None:
     given = torch.ones(3), {"a": torch.ones(2), "b": _Box()}
     torch.compile(compute, backend="eager")(*given)
     assert isinstance(compute, FunctionType)
-    step = CompiledStep.after(compute, given)
+    (entry,) = _debug_get_cache_entry_list(compute.__code__)
+    step = CompiledStep.after(entry.backend, compute, given)
     assert step is not None
     assert step.is_valid(given)
     held: list[weakref.ref[Any]] = [
@@ -282,7 +446,7 @@ def _step_of(value: Any) -> CompiledStep:
     def compute(value: Any) -> None: ...
 
     function = FunctionType(compute.__code__, globals())
-    return CompiledStep(function.__code__, None, function, (value,))
+    return CompiledStep(function.__code__, None, _eager, function, (value,))
 
 
 @given(_THINGS, _THINGS)
@@ -290,9 +454,9 @@ def test_arguments_are_taken_if_all_that_code_can_rely_on_is_alike(
     one: tuple[Any, Any], other: tuple[Any, Any]
 ) -> None:
     step = _step_of(one[1])
-    assert step.takes((one[1],))
+    assert step.takes(_eager, (one[1],))
     alike = one[0] == other[0] and _identities(one[1]) == _identities(other[1])
-    assert step.takes((other[1],)) == alike
+    assert step.takes(_eager, (other[1],)) == alike
 
 
 def test_an_object_that_is_gone_is_none_that_comes_after_it() -> None:
@@ -303,7 +467,7 @@ def test_an_object_that_is_gone_is_none_that_comes_after_it() -> None:
     others = [_Box() for _ in range(1000)]
     same = [each for each in others if id(each) == number]
     assert same, "the place in memory was not used again"
-    assert not step.takes((same[0],))
+    assert not step.takes(_eager, (same[0],))
 
 
 def test_what_cannot_be_told_again_is_known_by_no_code() -> None:
@@ -313,9 +477,12 @@ def test_what_cannot_be_told_again_is_known_by_no_code() -> None:
     given = torch.ones(3), 1j
     torch.compile(compute, backend="eager")(*given)
     assert isinstance(compute, FunctionType)
-    assert CompiledStep.after(compute, given) is None
+    (entry,) = _debug_get_cache_entry_list(compute.__code__)
+    assert CompiledStep.after(entry.backend, compute, given) is None
+    assert CompiledStep.after(entry.backend, compute, (given[0], 1)) is not None
+    assert CompiledStep.after(_eager, compute, (given[0], 1)) is None
 
 
 def test_a_function_that_was_not_compiled_has_no_code() -> None:
     assert isinstance(_step_of, FunctionType)
-    assert CompiledStep.after(_step_of, (1,)) is None
+    assert CompiledStep.after(_eager, _step_of, (1,)) is None
