@@ -8,14 +8,12 @@ step. A ``generate`` of the model's own is one call, in which the cache tells no
 
 from __future__ import annotations
 
-import functools
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any, TypeGuard
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,19 +21,26 @@ from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._dynamo.decorators import skip
 from torch.nn import functional
-from transformers import GenerationMixin, StoppingCriteriaList
 
+from ft2.forward.announcing import announcers, disguises
 from ft2.forward.cache_names import cache_in, cache_made_by, is_cache
 from ft2.forward.call import Call, Forward, Kind, Listener
 from ft2.forward.compiled_step import CompiledStep
 from ft2.forward.disguise import Disguise, show_class, undisguised
+from ft2.forward.inputs import (
+    first_parameter,
+    length_of,
+    named,
+    tells_length,
+    tells_padding,
+    tokens_in,
+)
 from ft2.forward.lane import Lane
 from ft2.forward.repetition import Repetition
 from ft2.forward.review import Reviewer
-from ft2.forward.undisturbed import is_undisturbed
 from ft2.layers import unwrap
 
-__all__ = ["Clock", "announcers", "clocked_models", "request", "unheard"]
+__all__ = ["Clock", "clocked_models", "request", "unheard"]
 
 
 class _Thread(threading.local):
@@ -89,7 +94,7 @@ class Clock:
         self.thread = _Thread()
         self._loops: list[tuple[weakref.ref[Any], Call]] = []
         self._fed: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._disguises = _disguises(self, model)
+        self._disguises = disguises(self, model)
         # Compiled code is kept, and counted, by the code that it was made of.
         self._compute = FunctionType(_compute.__code__.replace(), _compute.__globals__)
 
@@ -104,7 +109,7 @@ class Clock:
             clock._loops.clear()
             # Sharding and parametrizing exchange a module's class too.
             if [type(module) for module in announcers(model)] != clock._classes:
-                clock._disguises = _disguises(clock, model)
+                clock._disguises = disguises(clock, model)
             for module, disguise in _worn(clock, model):
                 disguise.put_on(module)
         clock._listeners.append(listener)
@@ -197,7 +202,7 @@ class Clock:
             raise
         self._finished(forward, output)
         if self.reviewer is None and forward.cache not in self._fed:
-            first = _first_parameter(module)
+            first = first_parameter(module)
             self._repetition = Repetition.after(forward, first, is_compiled, self._listeners)
         return output
 
@@ -301,7 +306,7 @@ class Clock:
         made = cache_made_by(output)
         cache = forward.cache if made is None else made
         if is_cache(cache):
-            if _tells_length(cache):
+            if tells_length(cache):
                 self._fed.pop(cache, None)
             else:
                 self._fed[cache] = forward.cached + forward.tokens
@@ -311,13 +316,14 @@ class Clock:
             listener.forward_finished(forward, output)
 
     @torch.compiler.disable
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
+        """Tell the listeners of an error that leaves a call of the model."""
         for listener in tuple(self._listeners):
             listener.call_failed(error)
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Forward:
-        inputs = _named(module, args, kwargs)
-        forward = self._forward(inputs, _tokens_in(inputs, _first_parameter(module)))
+        inputs = named(module, args, kwargs)
+        forward = self._forward(inputs, tokens_in(inputs, first_parameter(module)))
         self.current, self.is_computing = forward, True
         try:
             for listener in tuple(self._listeners):
@@ -334,7 +340,7 @@ class Clock:
     def _broken(self, error: BaseException) -> None:
         self._end()
         if isinstance(error, Exception):
-            self._failed(error)
+            self.failed(error)
 
     def _end(self) -> None:
         self.current, self.is_computing, self.is_recomputing = None, False, False
@@ -363,9 +369,9 @@ class Clock:
         # A single new token is never padding: nobody pads what is being generated.
         if tokens > 1 or step == 0:
             mask = inputs.get("attention_mask")
-            if not _tells_padding(mask, rows):
+            if not tells_padding(mask, rows):
                 mask = call.attention_mask
-            if _tells_padding(mask, rows):
+            if tells_padding(mask, rows):
                 # Some models put a token of their own behind those that they are given.
                 mask = functional.pad(mask.bool(), (0, max(0, tokens - mask.shape[1])), value=True)
                 start = cached if mask.shape[1] > cached + tokens else mask.shape[1] - tokens
@@ -373,7 +379,7 @@ class Clock:
         return Forward(call, step, rows, tokens, cached, real, inputs, cache)
 
     def _cached_tokens(self, cache: Any, call: Call | None, tokens: int) -> int:
-        cached = _length_of(cache)
+        cached = length_of(cache)
         if cached is None or (not isinstance(cached, Tensor) and cached == 0):
             return self._fed.get(cache, 0) if is_cache(cache) else 0
         # A static cache counts on the device, and cannot be cropped: reading it would wait.
@@ -435,18 +441,6 @@ def _nothing() -> None:
     pass
 
 
-class _CountingCriteria(StoppingCriteriaList):
-    """The stopping criteria of one ``generate``, counting the tokens they are asked about."""
-
-    clock: Clock
-    call: Call
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        ended: Tensor = super().__call__(input_ids, scores, **kwargs)
-        self.clock.token_generated(self.call, ended)
-        return ended
-
-
 def _worn(clock: Clock, model: nn.Module) -> list[tuple[nn.Module, Disguise]]:
     return list(zip(announcers(model), clock._disguises, strict=True))
 
@@ -483,28 +477,6 @@ def _exchange_class(module: nn.Module, kind: type) -> None:
         show_class(module)
 
 
-def announcers(model: nn.Module) -> list[nn.Module]:
-    """Return the modules of a model whose calls are announced: itself, and those it stands on."""
-    # Some heads go past their base model, straight to its decoder (OPT).
-    base = getattr(model, "base_model", None)
-    announcers = [model, base, getattr(base, "decoder", None)]
-    return list(dict.fromkeys(each for each in announcers if isinstance(each, nn.Module)))
-
-
-def _disguises(clock: Clock, model: nn.Module) -> list[Disguise]:
-    disguises = []
-    for position, module in enumerate(announcers(model)):
-        announced = _announced_call if position == 0 else _nested_call
-        methods: dict[str, Callable[..., Any]] = {"__call__": announced(clock, module)}
-        generate = inspect.getattr_static(type(module), "generate", None)
-        if position == 0 and inspect.isfunction(generate):
-            methods["generate"] = _announced_generate(clock, type(module))
-        if position == 0 and isinstance(module, GenerationMixin):
-            methods |= _counting_methods(clock, type(module))
-        disguises.append(Disguise(type(module), methods))
-    return disguises
-
-
 def _compute(clock: Clock, module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
     output = call(module, *args, **kwargs)
     for lane in clock.lanes:
@@ -512,145 +484,6 @@ def _compute(clock: Clock, module: nn.Module, call: Any, args: Any, kwargs: Any)
     return output
 
 
-def _announced_call(clock: Clock, module: nn.Module) -> Callable[..., Any]:
-    call = type(module).__call__
-
-    @skip
-    def announced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return clock.run(module, call, args, kwargs)
-
-    return announced_call
-
-
-def _nested_call(clock: Clock, module: nn.Module) -> Callable[..., Any]:
-    call = type(module).__call__
-
-    def nested_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Within a forward that was announced, compiled code goes on without a break.
-        if torch.compiler.is_compiling() and clock.thread.is_computing:
-            return call(module, *args, **kwargs)
-        return clock.run(module, call, args, kwargs)
-
-    return nested_call
-
-
-def _announced_generate(clock: Clock, original: Any) -> Callable[..., Any]:
-    # What another one says it need not return as token ids: its forwards tell.
-    kind: Kind = "generate" if issubclass(original, GenerationMixin) else "request"
-
-    @functools.wraps(original.generate)
-    def generate(module: Any, *args: Any, **kwargs: Any) -> Any:
-        with clock.calling(kind) as call:
-            try:
-                call.result = original.generate(module, *args, **kwargs)
-            except Exception as error:
-                clock._failed(error)
-                raise
-        return call.result
-
-    return generate
-
-
-def _counting_methods(clock: Clock, original: Any) -> dict[str, Callable[..., Any]]:
-    @functools.wraps(original._get_stopping_criteria)
-    def _get_stopping_criteria(module: Any, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
-        criteria = original._get_stopping_criteria(module, *args, **kwargs)
-        call = clock.innermost
-        if call is None:
-            return criteria
-        config = kwargs.get("generation_config", args[0] if args else None)
-        call.rows_per_request = int(getattr(config, "num_beams", None) or 1)
-        call.tokens_are_counted = True
-        counting = _CountingCriteria(criteria)
-        counting.clock, counting.call = clock, call
-        return counting
-
-    @functools.wraps(original.prepare_inputs_for_generation)
-    def prepare_inputs_for_generation(module: Any, *args: Any, **kwargs: Any) -> Any:
-        mask = kwargs.get("attention_mask")
-        call = clock.innermost
-        # Static caches turn the mask into a 4-D one before the forward sees it.
-        if call is not None and isinstance(mask, Tensor) and mask.dim() == 2:
-            call.attention_mask = mask
-        return original.prepare_inputs_for_generation(module, *args, **kwargs)
-
-    @functools.wraps(original._sample)
-    def _sample(module: Any, *args: Any, **kwargs: Any) -> Any:
-        call = clock.innermost
-        if call is None:
-            return original._sample(module, *args, **kwargs)
-        call.is_undisturbed = is_undisturbed(module, original, original._sample, args, kwargs)
-        try:
-            return original._sample(module, *args, **kwargs)
-        finally:
-            call.is_undisturbed = False
-
-    return {
-        "_get_stopping_criteria": _get_stopping_criteria,
-        "_sample": _sample,
-        "prepare_inputs_for_generation": prepare_inputs_for_generation,
-    }
-
-
-@functools.lru_cache(maxsize=64)
-def _parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]
-
-
-def _first_parameter(module: nn.Module) -> str:
-    return next(iter(_parameter_names(type(module).forward)), "")
-
-
-def _tokens_in(inputs: dict[str, Any], first: str) -> Tensor:
-    """Return the token ids or embeddings among inputs: by their usual names, or what comes first.
-
-    Raises
-    ------
-    RuntimeError
-        If there are none.
-    """
-    for name in ("input_ids", "inputs_embeds"):
-        value = inputs.get(name)
-        if isinstance(value, Tensor) and value.dim() >= 2:
-            return value
-    value = inputs.get(first)
-    if isinstance(value, Tensor) and value.dim() == (3 if value.is_floating_point() else 2):
-        return value
-    raise RuntimeError(
-        "ft2 could not find the batch and the tokens of a forward: pass input_ids or "
-        "inputs_embeds, with shape (batch, tokens, ...), or either as the first argument"
-    )
-
-
 def _is_compiled(compiler: Any, module: nn.Module) -> bool:
     # One that was compiled in place turns to the compiler itself.
     return compiler is not None or vars(module).get("_compiled_call_impl") is not None
-
-
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    if not args:
-        return kwargs
-    return dict(zip(_parameter_names(type(module).forward), args, strict=False)) | kwargs
-
-
-def _tells_padding(mask: Any, rows: int) -> TypeGuard[Tensor]:
-    return isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == rows
-
-
-def _length_of(cache: Any) -> int | Tensor | None:
-    """Return how many tokens a cache holds; None if it does not say."""
-    length = getattr(cache, "get_seq_length", None)
-    if length is None:
-        return None
-    try:
-        cached: int | Tensor = length()
-    except ValueError:
-        # A recurrent state does not say how many tokens went into it.
-        return None
-    return cached
-
-
-def _tells_length(cache: Any) -> bool:
-    """Whether a cache that tokens went into says so; some always say none."""
-    cached = _length_of(cache)
-    return isinstance(cached, Tensor) or bool(cached)

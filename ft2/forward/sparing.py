@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ft2.forward.clock import announcers, clocked_models
+from ft2.forward.announcing import announcers
+from ft2.forward.clock import clocked_models
 from ft2.forward.disguise import undisguised
 from ft2.forward.lane import may_be_spared
 
