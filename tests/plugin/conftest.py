@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +63,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Project:
     """A user's project: write tests into it, run pytest in it, read what came of it."""
 
-    def __init__(self, pytester: pytest.Pytester, model_folder: Path) -> None:
+    def __init__(self, pytester: pytest.Pytester, model_folder: Path, python: Path) -> None:
         self.pytester = pytester
+        self._python = python
         self.path = pytester.path
         self.model_folder = model_folder
         pytester.makeini(
@@ -75,26 +81,48 @@ class Project:
 
     def run_apart(self, *arguments: str) -> pytest.RunResult:
         """Run pytest in a process of its own, which may crash or use workers."""
-        return self.pytester.runpytest_subprocess(*QUIET, *arguments)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", str(self._python))
+            return self.pytester.runpytest_subprocess(*QUIET, *arguments)
 
     def json(self, name: str = "out.json") -> Any:
         """Read what ``--ft2-json`` wrote."""
         return json.loads((self.path / name).read_text())
 
 
+_WARM = Path(__file__).parent / "warm_python.py"
 QUIET = ("-p", "no:randomly", "-p", "no:rerunfailures", "-p", "no:cov")
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Generator[Path, None, None]:
+    """A command like ``python`` that takes no time to load torch and transformers."""
+    with tempfile.TemporaryDirectory() as folder:
+        command, line = Path(folder, "python"), Path(folder, "line")
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -S {_WARM} connect {line} "$@"\n')
+        command.chmod(0o755)
+        quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        serve = [sys.executable, str(_WARM), "serve", str(line), str(command)]
+        with subprocess.Popen(serve, stdout=subprocess.PIPE, env=os.environ | quiet) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            yield command
+            server.terminate()
 
 
 @pytest.fixture
 def project(
-    pytester: pytest.Pytester, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm_python: Path,
 ) -> Project:
     """An empty project with a model fixture called ``model``."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     torch.set_num_threads(1)
-    return Project(pytester, model_folder)
+    return Project(pytester, model_folder, warm_python)
 
 
 _PLAIN_OUTCOMES: list[str | None] = []
