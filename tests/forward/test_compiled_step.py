@@ -29,6 +29,7 @@ import ft2
 from ft2.forward import Clock, Forward, Listener
 from ft2.forward.compiled_step import CompiledStep
 from ft2.forward.repetition import Repetition
+from tests.forward.known_steps import known_steps
 from tests.tiny_models import tiny_model
 
 _PROMPT = torch.tensor([[5, 6, 7, 8]])
@@ -49,15 +50,7 @@ def _fresh_compiler() -> Generator[None, None, None]:
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the steps that known code has computed."""
-    steps: list[int] = []
-    compute = CompiledStep.__call__
-
-    def noted(step: CompiledStep, arguments: tuple[Any, ...]) -> Any:
-        steps.append(arguments[0].forward.step)
-        return compute(step, arguments)
-
-    monkeypatch.setattr(CompiledStep, "__call__", noted)
-    return steps
+    return known_steps(monkeypatch)
 
 
 def _say(model: Any, prompt: Tensor = _PROMPT, **options: Any) -> Tensor:

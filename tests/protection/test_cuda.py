@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ft2
-from ft2.forward.compiled_step import CompiledStep
+from tests.forward.known_steps import known_steps
 from tests.tiny_models import tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -77,14 +77,7 @@ def test_a_fault_lands_on_the_gpu_and_is_corrected(mode: str, dtype: torch.dtype
 def test_steps_computed_by_known_code_are_clipped_and_counted_as_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steps: list[int] = []
-    compute = CompiledStep.__call__
-
-    def noted(step: CompiledStep, arguments: tuple[Any, ...]) -> Any:
-        steps.append(arguments[0].forward.step)
-        return compute(step, arguments)
-
-    monkeypatch.setattr(CompiledStep, "__call__", noted)
+    steps = known_steps(monkeypatch)
     model = tiny_model("llama").to("cuda")
     # Bounds of scale 1 are left all the time.
     with ft2.protect(model, scale=1.0) as protection:
