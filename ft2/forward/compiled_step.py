@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._dynamo import eval_frame
-from torch._dynamo.eval_frame import innermost_backend
 
 __all__ = ["CompiledStep"]
 
@@ -90,7 +89,7 @@ class CompiledStep:
             return None
         # The first ran last, if any did; of those given up no code is left.
         code, guards = entries[0].code, entries[0].guard_manager
-        if code is None or entries[0].backend != innermost_backend(compiler):
+        if code is None or entries[0].backend != _backend_of(compiler):
             return None
         if any(name.startswith(_RESUMPTION) for name in code.co_names):
             return None
@@ -158,3 +157,10 @@ def _entries_of(function: FunctionType) -> list[Any]:
     region = eval_frame.get_eval_frame_isolate_recompiles_id()
     found: list[Any] = of_region(function.__code__, region)
     return found
+
+
+def _backend_of(compiler: Any) -> Any:
+    """Return what a compiler that torch has wrapped compiles with."""
+    while hasattr(compiler, "_torchdynamo_orig_backend"):
+        compiler = compiler._torchdynamo_orig_backend
+    return compiler
