@@ -57,6 +57,7 @@ class CompiledStep:
         self._compiler = compiler
         self._run = FunctionType(code, function.__globals__)
         self._guards = guards
+        self._check = guards.check
         self._names = function.__code__.co_varnames[: len(arguments)]
         given = _Given(arguments)
         self._like = given.alike
@@ -84,18 +85,20 @@ class CompiledStep:
             None if there is none, or more than one: compiled code that is left in between goes on
             with other code, which torch has to look for.
         """
-        entries = _entries_of(function)
-        if not entries or not callable(compiler):
-            return None
-        # The first ran last, if any did; of those given up no code is left.
-        code, guards = entries[0].code, entries[0].guard_manager
-        if code is None or entries[0].backend != _backend_of(compiler):
-            return None
-        if any(name.startswith(_RESUMPTION) for name in code.co_names):
-            return None
         try:
+            entries = _entries_of(function)
+            if not entries or not callable(compiler):
+                return None
+            # The first ran last, if any did; of those given up no code is left.
+            code, guards = entries[0].code, entries[0].guard_manager
+            if code is None or entries[0].backend != _backend_of(compiler):
+                return None
+            if any(name.startswith(_RESUMPTION) for name in code.co_names):
+                return None
             return cls(code, guards, compiler, function, arguments)
-        except TypeError:
+        except (AttributeError, TypeError):
+            # A torch that keeps its code elsewhere looks for it itself, as it does for arguments
+            # that are not known again.
             return None
 
     def __call__(self, arguments: tuple[Any, ...]) -> Any:
@@ -119,7 +122,7 @@ class CompiledStep:
         # Code that torch has given up, since something it relies on is gone, has no entry.
         if self._guards.cache_entry is None:
             return False
-        return bool(self._guards.check(dict(zip(self._names, arguments, strict=True))))
+        return bool(self._check(dict(zip(self._names, arguments, strict=True))))
 
 
 class _Given:

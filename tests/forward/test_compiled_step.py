@@ -339,6 +339,17 @@ def test_code_that_leaves_compiled_code_in_between_is_looked_for(known: list[int
     assert known == []
 
 
+def test_a_torch_that_keeps_its_code_elsewhere_looks_for_it_itself(
+    known: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_debug_get_cache_entry_list", "_get_cache_entries_for_region"):
+        monkeypatch.delattr(f"torch._C._dynamo.eval_frame.{name}", raising=False)
+    model = tiny_model("llama", num_hidden_layers=1)
+    with ft2.protect(model):
+        torch.testing.assert_close(_say(model), _generate(model))
+    assert known == []
+
+
 def test_loops_by_hand_are_checked_before_each_step(known: list[int]) -> None:
     model = tiny_model("llama", num_hidden_layers=1)
     run = torch.compile(model, backend="eager")
@@ -435,11 +446,16 @@ def _identities(value: Any) -> list[int]:
     return [found.index(each) for each in found]
 
 
+class _Guards:
+    def check(self, arguments: dict[str, Any]) -> bool:
+        return True
+
+
 def _step_of(value: Any) -> CompiledStep:
     def compute(value: Any) -> None: ...
 
     function = FunctionType(compute.__code__, globals())
-    return CompiledStep(function.__code__, None, _eager, function, (value,))
+    return CompiledStep(function.__code__, _Guards(), _eager, function, (value,))
 
 
 @given(_THINGS, _THINGS)
