@@ -35,7 +35,7 @@ from ft2.campaign.model_state import (
 from ft2.campaign.prompt import Prompt
 from ft2.campaign.returned import asked_for
 from ft2.forward.cache_names import cache_in
-from ft2.forward.disguise import Disguise
+from ft2.forward.disguise import Disguise, own_class
 from ft2.forward.left_behind import LeftBehind
 
 __all__ = ["Asked", "Watch"]
@@ -170,7 +170,8 @@ class _Watched:
 
     def __init__(self, original: Any) -> None:
         self.watch: Watch | None = None
-        own_way = original._sample is not GenerationMixin._sample
+        own: Any = own_class(original)
+        own_way = own._sample is not GenerationMixin._sample
 
         def _sample(module: Any, input_ids: Tensor, *args: Any, **given: Any) -> Any:
             if args or own_way or self.watch is None:

@@ -26,7 +26,7 @@ from ft2.forward.announcing import announcers, disguises
 from ft2.forward.cache_names import cache_in, cache_made_by, is_cache
 from ft2.forward.call import Call, Forward, Kind, Listener
 from ft2.forward.compiled_step import CompiledStep
-from ft2.forward.disguise import Disguise, show_class, undisguised
+from ft2.forward.disguise import Disguise, own_class, show_class
 from ft2.forward.inputs import (
     first_parameter,
     length_of,
@@ -455,20 +455,14 @@ def unheard(model: nn.Module) -> Generator[None, None, None]:
     """Have a model compute as if nothing was attached to it, as long as the context."""
     worn = {module: type(module) for module in model.modules()}
     for module, kind in worn.items():
-        _exchange_class(module, _own_class(kind))
+        _exchange_class(module, own_class(kind))
     try:
         yield
     finally:
         for module, kind in worn.items():
             # Another class was given to it meanwhile.
-            if type(module) is _own_class(kind):
+            if type(module) is own_class(kind):
                 _exchange_class(module, kind)
-
-
-def _own_class(kind: type) -> type:
-    while undisguised(kind) is not kind:
-        kind = undisguised(kind)
-    return kind
 
 
 def _exchange_class(module: nn.Module, kind: type) -> None:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-__all__ = ["Disguise", "show_class", "undisguised"]
+__all__ = ["Disguise", "own_class", "show_class", "undisguised"]
 
 
 class Disguise:
@@ -66,6 +66,13 @@ _ORIGINALS: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 def undisguised(kind: type) -> type:
     """Return the class that a module of class `kind` has without a disguise."""
     return _ORIGINALS.get(kind, kind)
+
+
+def own_class(kind: type) -> type:
+    """Return the class that a module of class `kind` has without any disguises."""
+    while undisguised(kind) is not kind:
+        kind = undisguised(kind)
+    return kind
 
 
 def _subclass(original: Any, methods: Mapping[str, Any]) -> type:
