@@ -16,8 +16,10 @@ from transformers.generation import logits_process, stopping_criteria, streamers
 
 __all__ = ["is_undisturbed"]
 
+# The loop, and what it calls for each token.
 _METHODS = (
     "_sample",
+    "_has_unfinished_sequences",
     "_update_model_kwargs_for_generation",
     "prepare_inputs_for_generation",
 )

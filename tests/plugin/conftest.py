@@ -83,7 +83,7 @@ class Project:
         """Run pytest in a process of its own, which may crash or use workers."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "executable", str(self._python))
-            return self.pytester.runpytest_subprocess(*QUIET, *arguments)
+            return self.pytester.runpytest_subprocess(*QUIET, *_LOADED, *arguments)
 
     def json(self, name: str = "out.json") -> Any:
         """Read what ``--ft2-json`` wrote."""
@@ -91,6 +91,8 @@ class Project:
 
 
 _WARM = Path(__file__).parent / "warm_python.py"
+# Transformers loads anyio, which is a plugin as well.
+_LOADED = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
 QUIET = ("-p", "no:randomly", "-p", "no:rerunfailures", "-p", "no:cov")
 
 

@@ -55,7 +55,6 @@ def serve(path: str, executable: str) -> None:
     executable:
         What the forks take for their interpreter: what starts :func:`connect`.
     """
-    import hypothesis  # noqa: F401
     import scipy.stats  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401
