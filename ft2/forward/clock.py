@@ -245,11 +245,10 @@ class Clock:
     def _computed_by_known_code(
         self, known: Repetition, compiler: Any, arguments: tuple[Any, ...]
     ) -> Any:
+        step, known.compiled = known.compiled, None
         # Otherwise the model can have become another one by the next step.
         if not known.forward.call.is_undisturbed:
             return self._computed(compiler, arguments)
-        step = known.compiled
-        known.compiled = None
         if step is not None and step.takes(compiler, arguments):
             self.thread.is_computing = True
             try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -15,15 +16,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch.overrides import TorchFunctionMode
 from transformers import (
     CompileConfig,
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    StaticCache,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextStreamer,
 )
 from transformers.generation.streamers import BaseStreamer
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    create_masks_for_generate,
+    sdpa_mask,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import ft2
 from ft2.forward import Clock, Forward, Listener
@@ -133,17 +143,18 @@ _FOREIGN: dict[str, Callable[[int, Callable[[], object]], dict[str, Any]]] = {
 }
 
 
-class _Tokenizer(_Before):
-    """Is asked by a streamer of transformers' own, which leaves steps undisturbed."""
+@contextmanager
+def _within(step: int, act: Callable[[], object]) -> Iterator[None]:
+    """Do something before a step, in torch itself, which leaves steps undisturbed."""
+    before, plain = _Before(step, act), torch.argmax
 
-    def decode(self, ids: Any, **options: Any) -> str:
-        self.count()
-        return "a"
+    def argmax(*args: Any, **options: Any) -> Tensor:
+        before.count()
+        return plain(*args, **options)
 
-
-def _within(step: int, act: Callable[[], object]) -> dict[str, Any]:
-    tokenizer: Any = _Tokenizer(step, act)
-    return {"streamer": TextStreamer(tokenizer, skip_prompt=True)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "argmax", argmax)
+        yield
 
 
 @pytest.mark.parametrize(
@@ -268,6 +279,111 @@ def test_rows_that_end_count_no_more_in_steps_that_repeat(
     assert in_full[0] < full[0]
 
 
+class _Cache(StaticCache):
+    """A cache of a class of the user's own."""
+
+
+def _masks(*args: Any, **options: Any) -> Any:
+    return create_masks_for_generate(*args, **options)
+
+
+def _causal(*args: Any, **options: Any) -> Any:
+    return sdpa_mask(*args, **options)
+
+
+def _with_masks_of_its_own(model: Any, patch: pytest.MonkeyPatch) -> None:
+    model.create_masks_for_generate = _masks
+
+
+def _with_a_mask_function(model: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "own", _causal)
+    patch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "own", ALL_ATTENTION_FUNCTIONS["sdpa"])
+    model.config._attn_implementation = "own"
+
+
+def _with_a_method_exchanged(model: Any, patch: pytest.MonkeyPatch) -> None:
+    plain = GenerationMixin._update_model_kwargs_for_generation
+
+    @functools.wraps(plain)
+    def update(*args: Any, **options: Any) -> Any:
+        return plain(*args, **options)
+
+    patch.setattr(GenerationMixin, "_update_model_kwargs_for_generation", update)
+
+
+def _with_a_processor_exchanged(model: Any, patch: pytest.MonkeyPatch) -> None:
+    kind: Any = MinNewTokensLengthLogitsProcessor
+    plain = kind.__call__
+
+    def call(processor: Any, input_ids: Tensor, scores: Tensor) -> Any:
+        return plain(processor, input_ids, scores)
+
+    patch.setattr(kind, "__call__", call)
+
+
+def _with_another_class(model: Any, patch: pytest.MonkeyPatch) -> None:
+    model.__class__ = type("Other", (type(model),), {})
+
+
+def _with_a_method_on_top(model: Any, patch: pytest.MonkeyPatch) -> None:
+    plain = GenerationMixin._update_model_kwargs_for_generation
+
+    def update(*args: Any, **options: Any) -> Any:
+        return plain(*args, **options)
+
+    patch.setattr(type(model), "_update_model_kwargs_for_generation", update, raising=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with_masks_of_its_own,
+        _with_a_mask_function,
+        _with_a_method_exchanged,
+        _with_a_processor_exchanged,
+        _with_another_class,
+        _with_a_method_on_top,
+    ],
+)
+def test_what_was_exchanged_in_transformers_or_the_model_is_checked_for(
+    change: Callable[[Any, pytest.MonkeyPatch], None],
+    known: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = tiny_model("llama", num_hidden_layers=1)
+    with ft2.protect(model), monkeypatch.context() as patch:
+        eos: dict[str, Any] = {"eos_token_id": 60}
+        expected = _generate(model, **eos)
+        _say(model, **eos)
+        assert known == [*range(3, _NEW)]
+        known.clear()
+        worn = type(model)
+        change(model, patch)
+        torch.testing.assert_close(_say(model, **eos), expected)
+        model.__class__ = worn
+    assert known == []
+
+
+def test_with_a_cache_of_another_class_or_in_a_mode_steps_are_checked_before(
+    known: list[int],
+) -> None:
+    class Mode(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    model: Any = tiny_model("llama", num_hidden_layers=1)
+    with ft2.protect(model):
+        expected = _generate(model)
+        cache = _Cache(model.config, max_cache_len=32)
+        found = _say(model, cache_implementation=None, past_key_values=cache)
+        torch.testing.assert_close(found, expected)
+        with Mode():
+            torch.testing.assert_close(_say(model), expected)
+    assert known == []
+
+
 def test_weights_that_change_between_two_tokens_are_used_at_once(known: list[int]) -> None:
     model: Any = tiny_model("llama", num_hidden_layers=1)
     up = model.model.layers[0].mlp.up_proj
@@ -277,16 +393,19 @@ def test_weights_that_change_between_two_tokens_are_used_at_once(known: list[int
         up.weight = torch.nn.Parameter(plain * 0.5)
 
     with ft2.protect(model):
-        found = _say(model, **_within(5, change))
+        with _within(5, change):
+            found = _say(model)
         up.weight = plain
-        torch.testing.assert_close(found, _generate(model, **_within(5, change)))
+        with _within(5, change):
+            torch.testing.assert_close(found, _generate(model))
     assert 5 in known
 
 
 def test_code_that_was_given_up_is_not_used(known: list[int]) -> None:
     model = tiny_model("llama", num_hidden_layers=1)
     with ft2.protect(model):
-        found = _say(model, **_within(4, torch._dynamo.reset))
+        with _within(4, torch._dynamo.reset):
+            found = _say(model)
         torch.testing.assert_close(found, _generate(model))
     # The step behind it is the last that was checked.
     assert known == [3, 4, 6, 7]
@@ -306,7 +425,8 @@ def test_another_compiler_between_two_tokens_is_the_one_that_compiles(known: lis
     with ft2.protect(model):
         expected = _generate(model)
         try:
-            found = _say(model, **_within(5, change))
+            with _within(5, change):
+                found = _say(model)
         finally:
             torch.compiler.set_stance("default")
     torch.testing.assert_close(found, expected)
@@ -325,7 +445,8 @@ def test_a_listener_that_comes_in_between_is_heard(known: list[int]) -> None:
     listener = Listens()
     with ft2.protect(model):
         clocks: list[Clock] = []
-        _say(model, **_within(5, lambda: clocks.append(Clock.listen(model, listener))))
+        with _within(5, lambda: clocks.append(Clock.listen(model, listener))):
+            _say(model)
         clocks[0].dismiss(model, listener)
     assert known == [3, 4]
     assert started == [5, 6, 7]
