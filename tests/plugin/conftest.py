@@ -85,6 +85,10 @@ class Project:
             patch.setattr(sys, "executable", str(self._python))
             return self.pytester.runpytest_subprocess(*QUIET, *_LOADED, *arguments)
 
+    def run_anew(self, *arguments: str) -> pytest.RunResult:
+        """Run pytest as :meth:`run_apart` does, in processes that each hash texts otherwise."""
+        return self.pytester.runpytest_subprocess(*QUIET, *arguments)
+
     def json(self, name: str = "out.json") -> Any:
         """Read what ``--ft2-json`` wrote."""
         return json.loads((self.path / name).read_text())
@@ -105,7 +109,9 @@ def warm_python() -> Generator[Path, None, None]:
         command.chmod(0o755)
         quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         serve = [sys.executable, str(_WARM), "serve", str(line), str(command)]
-        with subprocess.Popen(serve, stdout=subprocess.PIPE, env=os.environ | quiet) as server:
+        # It ends with its input, and so with this process.
+        pipe = subprocess.PIPE
+        with subprocess.Popen(serve, stdin=pipe, stdout=pipe, env=os.environ | quiet) as server:
             assert server.stdout is not None
             assert server.stdout.readline() == b"ready\n"
             yield command

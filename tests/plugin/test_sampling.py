@@ -48,7 +48,7 @@ def test_a_campaign_is_the_same_with_workers_and_in_a_replay_and_begins_as_a_uni
 ) -> None:
     project.pytester.makepyfile(test_it=RIGHT_OR_NOT.replace("BUDGET", "100, due_budget=100"))
     wide = (STRATIFIED, "--ft2-json=out.json", "--ft2-faults=400", "--ft2-protection=none")
-    project.run_apart("-n2", *wide, "--ft2-chunk=25")
+    project.run_anew("-n2", *wide, "--ft2-chunk=25")
     campaign = project.json()["campaigns"][0]
     assert (campaign["verdict"], campaign["sampling"]) == ("pass", "stratified")
     first, uniform, more = (campaign["allocation"][name] for name in ("first", "uniform", "more"))

@@ -54,7 +54,7 @@ def expected(gated: Project) -> list[tuple[Any, ...]]:
 def test_workers_find_the_same_outcomes_however_tests_are_dealt_to_them(
     gated: Project, expected: list[tuple[Any, ...]], distribution: str
 ) -> None:
-    result = gated.run_apart("-n2", f"--dist={distribution}", *FAULTS)
+    result = gated.run_anew("-n2", f"--dist={distribution}", *FAULTS)
     assert result.ret == pytest.ExitCode.OK
     assert outcomes(gated) == expected
     assert verdicts(gated) == {GATE: "pass"}

@@ -2,8 +2,8 @@
 
 Loading them takes seconds, and a test of the plugin with workers starts three processes. ``serve``
 waits at a socket; what is started as ``connect`` hands over its arguments, environment and streams,
-and ends as the fork ends that runs in its place. What forks are not made for is left to the
-interpreter itself.
+and ends as the fork ends that runs in its place. A signal to it kills the fork. All forks hash
+texts alike: what is to show that processes agree starts the interpreter itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ _LENGTH = 8
 
 def connect(path: str, arguments: list[str]) -> NoReturn:
     """Run the interpreter with these arguments in a fork of the one that waits at `path`."""
-    if _program(arguments) is None:
+    if _program(arguments) is None or "PYTHONHASHSEED" in os.environ:
         os.execv(sys.executable, [sys.executable, *arguments])
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(path)
@@ -59,7 +60,10 @@ def serve(path: str, executable: str) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401
 
-    lines: dict[int, socket.socket] = {}
+    # The folder of this file.
+    del sys.path[0]
+    forks: dict[int, socket.socket] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with socket.socket(socket.AF_UNIX) as door, selectors.DefaultSelector() as selector:
         door.bind(path)
         door.listen(64)
@@ -67,42 +71,55 @@ def serve(path: str, executable: str) -> None:
         alarm.setblocking(False)
         signal.set_wakeup_fd(alarm.fileno())
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        selector.register(door, selectors.EVENT_READ)
-        selector.register(awake, selectors.EVENT_READ)
+        for waited_for in (door, awake, sys.stdin):
+            selector.register(waited_for, selectors.EVENT_READ)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is awake:
-                    awake.recv(4096)
-                    _bury(lines, selector)
-                elif key.fileobj is door:
-                    line, _ = door.accept()
-                    task, streams = _received(line)
-                    child = os.fork()
-                    if child == 0:
-                        signal.set_wakeup_fd(-1)
-                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                        for each in (door, awake, alarm, line, *lines.values()):
-                            each.close()
-                        selector.close()
-                        os._exit(_status_of(task, streams, executable))
-                    for stream in streams:
-                        os.close(stream)
-                    lines[child] = line
-                    selector.register(line, selectors.EVENT_READ, child)
-                elif key.data in lines:
-                    # Who started it was killed.
-                    selector.unregister(key.fileobj)
-                    os.kill(key.data, signal.SIGKILL)
+        try:
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is sys.stdin:
+                        # Who started the server is gone.
+                        return
+                    if key.fileobj is awake:
+                        awake.recv(4096)
+                        _bury(forks, selector)
+                    elif key.fileobj is door:
+                        line, _ = door.accept()
+                        try:
+                            task, streams = _received(line)
+                        except (EOFError, TimeoutError):
+                            line.close()
+                            continue
+                        child = os.fork()
+                        if child == 0:
+                            signal.set_wakeup_fd(-1)
+                            for number in (signal.SIGCHLD, signal.SIGTERM):
+                                signal.signal(number, signal.SIG_DFL)
+                            for each in (door, awake, alarm, line, *forks.values()):
+                                each.close()
+                            selector.close()
+                            os._exit(_status_of(task, streams, executable))
+                        for stream in streams:
+                            os.close(stream)
+                        forks[child] = line
+                        selector.register(line, selectors.EVENT_READ, child)
+                    elif key.data in forks:
+                        # Who started it was killed.
+                        selector.unregister(key.fileobj)
+                        os.kill(key.data, signal.SIGKILL)
+        finally:
+            signal.set_wakeup_fd(-1)
+            for child in forks:
+                os.kill(child, signal.SIGKILL)
 
 
-def _bury(lines: dict[int, socket.socket], selector: selectors.BaseSelector) -> None:
-    while lines:
+def _bury(forks: dict[int, socket.socket], selector: selectors.BaseSelector) -> None:
+    while forks:
         child, status = os.waitpid(-1, os.WNOHANG)
         if child == 0:
             return
-        line = lines.pop(child)
+        line = forks.pop(child)
         if line in {key.fileobj for key in selector.get_map().values()}:
             selector.unregister(line)
             with contextlib.suppress(BrokenPipeError):
@@ -111,20 +128,27 @@ def _bury(lines: dict[int, socket.socket], selector: selectors.BaseSelector) -> 
 
 
 def _received(line: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    line.settimeout(10)
     length, streams, *_ = socket.recv_fds(line, _LENGTH, 3)
     left, parts = int.from_bytes(length, "big"), []
     while left:
         parts.append(line.recv(left))
         left -= len(parts[-1])
+        if not parts[-1]:
+            break
+    if left or not parts:
+        for stream in streams:
+            os.close(stream)
+        raise EOFError
     task: dict[str, Any] = json.loads(b"".join(parts))
     return task, streams
 
 
-def _status_of(task: dict[str, Any], streams: list[int], executable: str) -> int:
+def _status_of(task: dict[str, Any], given: list[int], executable: str) -> int:
     """Run a task to the end of all it left for the end, and return its exit status."""
     status: object = 0
     try:
-        _run(task, streams, executable)
+        _run(task, given, executable)
     except SystemExit as end:
         status = end.code
     except BaseException:
@@ -133,8 +157,9 @@ def _status_of(task: dict[str, Any], streams: list[int], executable: str) -> int
     # What an interpreter does when it ends, but for taking apart all that it has loaded.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed:
+            stream.flush()
     if status is None or isinstance(status, int):
         return status or 0
     sys.stderr.write(f"{status}\n")
@@ -142,6 +167,8 @@ def _status_of(task: dict[str, Any], streams: list[int], executable: str) -> int
 
 
 def _run(task: dict[str, Any], streams: list[int], executable: str) -> None:
+    import numpy
+
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -149,7 +176,11 @@ def _run(task: dict[str, Any], streams: list[int], executable: str) -> None:
     os.environ.clear()
     os.environ.update(task["environment"])
     sys.executable = executable
-    sys.path[:] = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+    added = os.environ.get("PYTHONPATH")
+    sys.path[:] = [*(added.split(os.pathsep) if added else []), *sys.path]
+    # As no two interpreters have it.
+    numpy.random.seed()
+    tempfile.tempdir = None
     program = _program(task["arguments"])
     assert program is not None
     kind, name, arguments = program
