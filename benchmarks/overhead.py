@@ -55,6 +55,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, Static
 import ft2
 from ft2 import native
 from ft2.forward import Call, Clock, Forward, Listener, sparable, tap_in_lane
+from ft2.forward.clock import Silent
 from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, DetectionLane
 
 _ALL = {**SHAPES, **NARROW}
@@ -161,13 +162,6 @@ def _compiled_call(model: Any, is_announced: bool) -> Callable[..., Any]:
     return torch.compile(own, **config.to_dict())
 
 
-class _Silent(Listener):
-    """Wants to hear nothing."""
-
-    def forward_repeats(self, forward: Forward) -> Callable[[], None]:
-        return lambda: None
-
-
 class _Decoder:
     """Answers one request after the other, greedily, and can be left and resumed at any token.
 
@@ -190,7 +184,7 @@ class _Decoder:
         self, model: Any, prompt: Tensor, new_tokens: int, compiled: bool, is_announced: bool
     ) -> None:
         self._model = model
-        self._clock = Clock.listen(model, _Silent()) if is_announced else None
+        self._clock = Clock.listen(model, Silent()) if is_announced else None
         self._request = ExitStack()
         self._call: Call
         self._prompt = self._token = prompt

@@ -40,7 +40,7 @@ from ft2.forward.repetition import Repetition
 from ft2.forward.review import Reviewer
 from ft2.layers import unwrap
 
-__all__ = ["Clock", "clocked_models", "request", "unheard"]
+__all__ = ["Clock", "Silent", "clocked_models", "request", "unheard"]
 
 
 class _Thread(threading.local):
@@ -192,10 +192,10 @@ class Clock:
         forward = self._begin(module, args, kwargs)
         arguments = (self, module, call, args, kwargs)
         try:
-            output = self._computed(compiler, arguments)
+            output = self._computed(compiler, self._compute, arguments)
             if self.reviewer is not None:
                 while self._rejects(self.reviewer, forward, output):
-                    output = self._computed(compiler, arguments)
+                    output = self._computed(compiler, self._compute, arguments)
                 output = self.reviewer.accepted(forward, output)
         except BaseException as error:
             self._broken(error)
@@ -219,7 +219,7 @@ class Clock:
         try:
             known.prepare()
             if not known.is_compiled:
-                output = self._computed(compiler, arguments)
+                output = self._computed(compiler, self._compute, arguments)
             else:
                 output = self._computed_by_known_code(known, compiler, arguments)
         except BaseException as error:
@@ -233,11 +233,13 @@ class Clock:
                 lane.wardrobe.look()
         return output
 
-    def _computed(self, compiler: Any, arguments: tuple[Any, ...]) -> Any:
+    def _computed(
+        self, compiler: Any, compute: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> Any:
         self.thread.is_computing = True
         set_eval_frame(compiler)
         try:
-            return self._compute(*arguments)
+            return compute(*arguments)
         finally:
             set_eval_frame(None)
             self.thread.is_computing = False
@@ -248,23 +250,15 @@ class Clock:
         step, known.compiled = known.compiled, None
         # Otherwise the model can have become another one by the next step.
         if not known.forward.call.is_undisturbed:
-            return self._computed(compiler, arguments)
+            return self._computed(compiler, self._compute, arguments)
         if step is not None and step.takes(compiler, arguments):
-            self.thread.is_computing = True
-            try:
-                output = step(arguments)
-            finally:
-                self.thread.is_computing = False
+            output = self._computed(None, step, (arguments,))
         else:
-            output = self._computed(compiler, arguments)
+            output = self._computed(compiler, self._compute, arguments)
             step = CompiledStep.after(compiler, self._compute, arguments)
         # While the device computes; for compiled code nothing has ended yet.
-        self.thread.is_computing = True
-        try:
-            if step is not None and step.is_valid(arguments):
-                known.compiled = step
-        finally:
-            self.thread.is_computing = False
+        if step is not None and self._computed(None, step.is_valid, (arguments,)):
+            known.compiled = step
         return output
 
     def token_generated(self, call: Call, ended: Tensor) -> None:
@@ -406,7 +400,7 @@ class Clock:
 _CLOCKS: WeakKeyDictionary[nn.Module, Clock] = WeakKeyDictionary()
 
 
-class _Silent(Listener):
+class Silent(Listener):
     """Keeps a clock running for a request that nothing else listens to."""
 
     def forward_repeats(self, forward: Forward) -> Callable[[], None]:
@@ -427,7 +421,7 @@ def request(model: nn.Module) -> Generator[None, None, None]:
         If `model` is not a module.
     """
     model = unwrap(model)
-    silent = _Silent()
+    silent = Silent()
     clock = Clock.listen(model, silent)
     try:
         with clock.calling("request"):

@@ -64,14 +64,15 @@ def is_undisturbed(
         processors, criteria = given["logits_processor"], given["stopping_criteria"]
     except (KeyError, TypeError):
         return False
-    called = [type(each).__call__ for each in (processors, *processors, *criteria)]
+    called: list[Any] = [type(each).__call__ for each in (processors, *processors, *criteria)]
     # It calls a function that the user gave.
     if any(type(each) is PrefixConstrainedLogitsProcessor for each in processors):
         return False
     # One with a text to show runs what shows it.
     if given.get("streamer") is not None:
         return False
-    return all(map(_is_theirs, [*called, *_mask_functions(model)])) and _is_their_cache(
+    called += _mask_functions(model)
+    return all(_is_of(each, _THEIRS) for each in called) and _is_their_cache(
         cache_in(given.get("model_kwargs", {}))
     )
 
@@ -102,10 +103,6 @@ def _mask_functions(model: Any) -> Iterator[Any]:
 def _is_their_cache(cache: Any) -> bool:
     parts = [cache, *getattr(cache, "layers", [])]
     return all(type(each).__module__ == "transformers.cache_utils" for each in parts)
-
-
-def _is_theirs(function: Any) -> bool:
-    return _is_of(function, _THEIRS) or _is_of(function, _HERE)
 
 
 def _is_of(function: Any, folder: str) -> bool:
