@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ft2.layers.answers import Answering
 from ft2.layers.replica import replicate
 
 __all__ = ["changed_in_place"]
@@ -55,6 +56,8 @@ def _changed(replica: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
         torch.inference_mode(False),
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
+        # A mask that is made anew asks whether it masks anything, in transformers before 5.24.
+        Answering(),
     ):
         if "input_ids" in inspect.signature(replica.forward).parameters:
             replica(input_ids=ids)

@@ -11,16 +11,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["answer_of", "constants_in_index", "known_numbers", "on_meta", "tensors_in"]
+__all__ = ["Answering", "answered", "constants_in_index", "known_numbers", "tensors_in"]
 
 
-def on_meta(value: Any) -> Any:
-    """Return `value` with every tensor in it on the meta device, if any is.
+class Answering(TorchDispatchMode):
+    """Lets what runs meanwhile ask about numbers where there are none, and go on."""
 
-    Constants among themselves keep their numbers.
-    """
-    return _to_meta(value) if any(each.is_meta for each in tensors_in(value)) else value
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return answered(func, args, kwargs or {})
+
+
+def answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what `func` computes of its arguments on the meta device, or an answer in place."""
+    positional, named = _on_meta((args, kwargs))
+    answer = _answer_of(func, positional, named)
+    return func(*positional, **named) if answer is None else answer(func, *positional, **named)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -47,6 +56,14 @@ def constants_in_index(value: Any) -> Any:
     return tuple(map(constants_in_index, value)) if isinstance(value, tuple) else value
 
 
+def _on_meta(value: Any) -> Any:
+    """Return `value` with every tensor in it on the meta device, if any is.
+
+    Constants among themselves keep their numbers.
+    """
+    return _to_meta(value) if any(each.is_meta for each in tensors_in(value)) else value
+
+
 def _to_meta(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value if value.is_meta or value.dim() == 0 else value.to("meta")
@@ -57,7 +74,7 @@ def _to_meta(value: Any) -> Any:
     return value
 
 
-def answer_of(
+def _answer_of(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[..., Any] | None:
     """Return what answers in place of `func`, called with it and its arguments.

@@ -16,7 +16,7 @@ from torch.nn.modules import module as _module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ft2.layers.answers import answer_of, constants_in_index, on_meta, tensors_in
+from ft2.layers.answers import answered, constants_in_index, tensors_in
 from ft2.layers.provenance import NOTHING, Origin, Provenance, Stream
 from ft2.layers.rules import (
     ACTIVATIONS,
@@ -239,9 +239,7 @@ class _Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        positional, named = on_meta((args, kwargs))
-        answer = answer_of(func, positional, named)
-        out = func(*positional, **named) if answer is None else answer(func, *positional, **named)
+        out = answered(func, args, kwargs)
         # Indices that are constants keep their numbers for the rules.
         self._follow(func, args, kwargs, out)
         return out
