@@ -3,12 +3,12 @@
 Run it from the project's root: ``python benchmarks/overhead.py [--device cuda] [--compiled]``. The
 variants of a model are module objects of their own over the same weights, each with its protection
 attached once. In one process they take turns of a few tokens, in an order that is drawn anew each
-time, and each token is waited for, as in ``generate``. Weights are random, since time does not
-depend on them. A variant's time is its median first token plus its median later token times their
-number. The interval is of the ratio of later tokens' medians, by resampling turns: it tells how far
-the machine's unrest moves it. Beside it stand the ratios of first deciles, where a shared machine
-was quiet: of later tokens, and of a first one and the later ones. Each model has a process: all are
-built and compiled at once, then measured one after the other on each device.
+time, and each token is given what ``generate`` gives it, and waited for. Weights are random, since
+time does not depend on them. A variant's time is its median first token plus its median later token
+times their number. The interval is of the ratio of later tokens' medians, by resampling turns: it
+tells how far the machine's unrest moves it. Beside it stand the ratios of first deciles, where a
+shared machine was quiet: of later tokens, and of a first one and the later ones. Each model has a
+process: all are built and compiled at once, then measured one after the other on each device.
 
 alone
     The model as it is.
@@ -24,6 +24,9 @@ bounds
 checksums
     Detection alone: the outputs and inputs of every projection are kept, and one launch a step
     checks the column sums of all of them.
+recompute
+    ``ft2.protect(model, "ft2-recompute")``: that, what is kept so that a step could be undone, and
+    what tells whether it must be.
 """
 
 from __future__ import annotations
@@ -38,31 +41,27 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
+from decoding import Decoder, Moment
 from numpy.typing import NDArray
 from shapes import NARROW, PROMPT, SHAPES
 from tabulate import tabulate
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import ft2
 from ft2 import native
-from ft2.forward import Call, Clock, Forward, Listener, sparable, tap_in_lane
-from ft2.forward.clock import Silent
+from ft2.forward import Clock, Forward, Listener, sparable, tap_in_lane
 from ft2.protection.detection import BoundsCheck, Check, ChecksumCheck, DetectionLane
 
 _ALL = {**SHAPES, **NARROW}
 # Measured before the turns, which have one of each request.
 _FIRST_TOKENS = 12
-# Of each token: whether it is a request's first, and the seconds it took.
-Moment = tuple[bool, float]
 # What each variant took, turn by turn.
 Turns = dict[str, list[list[Moment]]]
 
@@ -85,6 +84,10 @@ def _critical(model: nn.Module) -> list[ft2.Projection]:
 
 def _alone(model: Any) -> None:
     del model
+
+
+def _recompute(model: Any) -> None:
+    ft2.protect(model, "ft2-recompute")
 
 
 def _paper(model: Any) -> None:
@@ -142,93 +145,8 @@ VARIANTS: dict[str, Callable[[Any], None]] = {
     "ft2": _ft2,
     "bounds": _bounds,
     "checksums": _checksums,
+    "recompute": _recompute,
 }
-
-
-def _compiled_call(model: Any, is_announced: bool) -> Callable[..., Any]:
-    """What ``generate`` compiles of a model.
-
-    Code that was compiled for one model serves another of the same classes, whatever hooks that one
-    has (pytorch#117758). Where ft2 listens, each model has code of its own; so it has here.
-    """
-    config = CompileConfig()
-    if is_announced:
-        return model.get_compiled_call(config)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return model(*args, **kwargs)
-
-    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-    return torch.compile(own, **config.to_dict())
-
-
-class _Decoder:
-    """Answers one request after the other, greedily, and can be left and resumed at any token.
-
-    Parameters
-    ----------
-    model:
-        A causal model, with what protects it.
-    prompt:
-        int64 (rows, tokens).
-    new_tokens:
-        For each request.
-    compiled:
-        Whether later tokens are computed by what ``generate`` compiles, with a static cache that
-        all requests use; prompts are not, as there.
-    is_announced:
-        Whether each request is announced, as ``generate`` announces its own where ft2 listens.
-    """
-
-    def __init__(
-        self, model: Any, prompt: Tensor, new_tokens: int, compiled: bool, is_announced: bool
-    ) -> None:
-        self._model = model
-        self._clock = Clock.listen(model, Silent()) if is_announced else None
-        self._request = ExitStack()
-        self._call: Call
-        self._prompt = self._token = prompt
-        self._new_tokens = new_tokens
-        self._compiled = _compiled_call(model, is_announced) if compiled else None
-        self._cache: Any = None
-        self._done = 0
-
-    def decode(self) -> Moment:
-        """Compute one token and wait for it."""
-        is_first = self._done == 0
-        if is_first:
-            self._begin()
-        began = time.perf_counter()
-        call = self._model if is_first or self._compiled is None else self._compiled
-        output = call(self._token, past_key_values=self._cache, use_cache=True)
-        self._cache = output.past_key_values
-        self._token = output.logits[:, -1].argmax(-1, keepdim=True)
-        ended = self._token[:, 0] < 0
-        bool(ended.all())
-        if self._clock is not None:
-            self._clock.token_generated(self._call, ended)
-        self._done = (self._done + 1) % self._new_tokens
-        return is_first, time.perf_counter() - began
-
-    def start_over(self) -> None:
-        """Leave the request; the next token is the first of another one."""
-        self._done = 0
-
-    def _begin(self) -> None:
-        self._request.close()
-        if self._clock is not None:
-            self._call = self._request.enter_context(self._clock.calling("generate"))
-            self._call.tokens_are_counted = self._call.is_undisturbed = True
-        self._token = self._prompt
-        if self._compiled is None:
-            self._cache = None
-        elif self._cache is None:
-            length = self._prompt.shape[1] + self._new_tokens
-            self._cache = StaticCache(self._model.config, max_cache_len=length)
-        else:
-            self._cache.reset()
-        if self._prompt.is_cuda:
-            torch.cuda.synchronize()
 
 
 _FAILED = object()
@@ -258,7 +176,7 @@ class _Contest:
             twin = _twin(model)
             VARIANTS[name](twin)
             settings = (new_tokens, arguments.compiled, name not in ("alone", "again", "paper"))
-            self._decoders[name] = _Decoder(twin, prompt, *settings)
+            self._decoders[name] = Decoder(twin, prompt, *settings)
         # What is compiled, or captured, is so within the first request.
         self._warm_up = new_tokens + 2 if arguments.compiled else 2 * arguments.turn
 
