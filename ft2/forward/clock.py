@@ -193,15 +193,12 @@ class Clock:
         arguments = (self, module, call, args, kwargs)
         try:
             output = self._computed(compiler, self._compute, arguments)
-            if self.reviewer is not None:
-                while self._rejects(self.reviewer, forward, output):
-                    output = self._computed(compiler, self._compute, arguments)
-                output = self.reviewer.accepted(forward, output)
+            output = self._reviewed(forward, output, compiler, arguments)
         except BaseException as error:
             self._broken(error)
             raise
         self._finished(forward, output)
-        if self.reviewer is None and forward.cache not in self._fed:
+        if forward.cache not in self._fed:
             first = first_parameter(module)
             self._repetition = Repetition.after(forward, first, is_compiled, self._listeners)
         return output
@@ -222,16 +219,26 @@ class Clock:
                 output = self._computed(compiler, self._compute, arguments)
             else:
                 output = self._computed_by_known_code(known, compiler, arguments)
+                # While the device computes.
+                for lane in self.lanes:
+                    lane.wardrobe.look()
+            output = self._reviewed(known.forward, output, compiler, arguments)
         except BaseException as error:
             self._repetition = None
             self._broken(error)
             raise
         self._end()
-        if known.is_compiled:
-            # While the device computes.
-            for lane in self.lanes:
-                lane.wardrobe.look()
         return output
+
+    def _reviewed(
+        self, forward: Forward, output: Any, compiler: Any, arguments: tuple[Any, ...]
+    ) -> Any:
+        reviewer = self.reviewer
+        if reviewer is None:
+            return output
+        while self._rejects(reviewer, forward, output):
+            output = self._computed(compiler, self._compute, arguments)
+        return reviewer.accepted(forward, output)
 
     def _computed(
         self, compiler: Any, compute: Callable[..., Any], arguments: tuple[Any, ...]

@@ -7,6 +7,7 @@ they do.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ft2.forward.cache_names import cache_in, is_cache
 from ft2.forward.call import Call, Forward, Listener
 from ft2.forward.compiled_step import CompiledStep
 
@@ -55,6 +57,7 @@ class Repetition:
         self.forward = replace(forward, inputs={}, cache=None)
         self._shape = torch.Size((forward.rows, 1))
         self._takes_ids_first = first_parameter == "input_ids"
+        self._cache = weakref.ref(forward.cache) if is_cache(forward.cache) else None
         self.is_compiled = is_compiled
         self.compiled: CompiledStep | None = None
         self._preparations = tuple(preparations)
@@ -95,6 +98,7 @@ class Repetition:
             not isinstance(tokens, Tensor)
             or tokens.shape != self._shape
             or (call.tokens_are_counted and call.tokens_generated != step)
+            or (self._cache is not None and cache_in(kwargs) is not self._cache())
         ):
             return None
         forward.step = call.step = step

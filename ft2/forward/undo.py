@@ -3,7 +3,8 @@
 Layers that grow are cut to their length again. Static ones write in place, behind a length: the
 length is kept, and what the same tokens will overwrite again is left. Of other layers that replace
 their tensors, references are enough; windows that move in place, and recurrent states, are copied,
-all of them in one operation a forward.
+all of them in one operation a forward. Where a forward has shown that all layers only grow, further
+ones like it need no record.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from transformers.cache_utils import (
 
 from ft2.forward.adoption import adopted_tensor
 
-__all__ = ["CacheRecord", "Kept", "UndoError", "rows_written_elsewhere"]
+__all__ = ["CacheRecord", "Growth", "Kept", "UndoError", "rows_written_elsewhere"]
 
 
 class UndoError(ValueError):
@@ -99,8 +100,11 @@ class CacheRecord:
         self._grown: list[tuple[Any, int]] = []
         self._rolled: list[Any] = []
         self._fresh: list[Any] = []
+        self._static = 0
+        self._caches: list[weakref.ref[Any]] = []
         for cache in caches:
             self._record(cache)
+            self._caches.append(weakref.ref(cache))
         # One launch where they are on one device; a recurrent model's states are many.
         with torch.no_grad():
             self._saved = [torch.empty_like(each) for each in self._live]
@@ -126,6 +130,24 @@ class CacheRecord:
                 here[:] = before_list
             if self._live:
                 torch._foreach_copy_(self._live, self._saved)
+
+    def growth(self) -> Growth | None:
+        """Return what undoes further forwards like the one that was computed since.
+
+        None if it did more to a single cache than to add its tokens to each layer.
+        """
+        cache = self._caches[0]() if len(self._caches) == 1 else None
+        if cache is None or isinstance(cache, EncoderDecoderCache):
+            return None
+        layers, before = self._lists[0]
+        if layers != before or any(
+            layer.keys.shape[-2] != length + self._tokens for layer, length in self._grown
+        ):
+            return None
+        # Of static layers that are there, with no window, nothing but the length is live.
+        if len(self._live) != self._static or len(layers) != self._static + len(self._grown):
+            return None
+        return Growth(cache, self._tokens, list(zip(self._live, self._saved, strict=True)))
 
     def _record(self, cache: Any) -> None:
         kind = type(cache)
@@ -178,6 +200,7 @@ class CacheRecord:
             return
         lengths = (getattr(layer, name, None) for name in _LENGTHS)
         self._live += [each for each in lengths if each is not None]
+        self._static += type(layer) is StaticLayer
         if isinstance(layer, StaticSlidingWindowLayer):
             self._record_window(layer)
 
@@ -191,6 +214,51 @@ class CacheRecord:
             self._live += [layer.keys[:, :, :1], layer.values[:, :, :1]]
         else:
             self._live += [layer.keys, layer.values]
+
+
+class Growth:
+    """Undoes forwards that add as many tokens to each layer of a cache, and change nothing else.
+
+    Parameters
+    ----------
+    cache:
+        The cache, to which a weak reference is kept. Its layers are plain: static or dynamic.
+    tokens:
+        How many a forward adds.
+    lengths:
+        The lengths of static layers, where there are any, after such a forward and before it.
+    """
+
+    def __init__(self, cache: Any, tokens: int, lengths: list[tuple[Tensor, Tensor]]) -> None:
+        self._cache = weakref.ref(cache)
+        self._tokens = tokens
+        self._lengths = lengths
+
+    @property
+    def cache(self) -> Any:
+        """The cache."""
+        return self._cache()
+
+    def is_seen(self) -> bool:
+        """Whether the static layers' lengths tell of as many tokens; waits for the device."""
+        if not self._lengths:
+            return True
+        after, before = map(torch.stack, zip(*self._lengths, strict=True))
+        return bool((after - before == self._tokens).all())
+
+    def undo(self) -> None:
+        """Take the last forward's tokens out again."""
+        static = []
+        for layer in self.cache.layers:
+            if isinstance(layer, StaticLayer):
+                static.append(layer.cumulative_length)
+                continue
+            length = layer.keys.shape[-2] - self._tokens
+            layer.keys = layer.keys[..., :length, :]
+            layer.values = layer.values[..., :length, :]
+        if static:
+            with torch.no_grad():
+                torch._foreach_sub_(static, self._tokens)
 
 
 class Kept:

@@ -146,6 +146,11 @@ class WatchedLayers:
             checks.append(self._learner)
         self.lane.begin(checks, self._rows * self._tokens)
 
+    def repeat(self) -> None:
+        """Check a forward that begins, and is one more like the one before."""
+        self._is_settled = False
+        self.lane.begin(None, self._rows * self._tokens)
+
     def again(self) -> None:
         """Check the same forward once more."""
         if self._learner is not None:
@@ -159,13 +164,15 @@ class WatchedLayers:
         counts = {self._rows, self._rows * self._tokens if self._real is not None else self._rows}
         for count in counts:
             flags = self._flags[count]
-            if not bool(flags.any()):
+            # One copy that is waited for, and no launch.
+            raised = flags.cpu()
+            if not bool(raised.any()):
                 continue
-            wrong = flags.view(self._rows, -1) != 0
+            wrong = raised.view(self._rows, -1) != 0
             flags.zero_()
             if self._real is not None and wrong.shape[1] == self._tokens:
-                wrong = wrong & self._real.to(wrong.device)
-            rows = wrong.any(1).cpu()
+                wrong = wrong & self._real.cpu()
+            rows = wrong.any(1)
             found = rows if found is None else found | rows
         return found
 

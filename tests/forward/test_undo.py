@@ -43,6 +43,8 @@ _CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Cache]]] = {
     "gated delta": (lambda: small_model("qwen3_next"), _dynamic),
 }
 
+_GROWING = ("dynamic", "dynamic, layers made late", "static")
+
 
 def _forward(model: Any, ids: Tensor, cache: Cache) -> Tensor:
     logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
@@ -82,6 +84,70 @@ def test_a_forward_that_was_undone_computes_the_same_again_at_every_step(case: s
         assert torch.equal(_forward(model, ids, undone), expected)
         for one, other in zip(_held(plain), _held(undone), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("case", _GROWING)
+@pytest.mark.parametrize("tokens", [1, 3])
+@torch.no_grad()
+def test_what_only_grows_is_undone_again_and_again_without_a_record(case: str, tokens: int) -> None:
+    make, cache_of = _CASES[case]
+    model = make()
+    plain, undone = cache_of(model), cache_of(model)
+    for cache in (plain, undone):
+        _forward(model, _ids(2, 5, 0), cache)
+    record = CacheRecord([undone], tokens)
+    for cache in (plain, undone):
+        _forward(model, _ids(2, tokens, 1), cache)
+    growth = record.growth()
+    assert growth is not None
+    assert growth.cache is undone
+    assert growth.is_seen()
+    for step in (2, 3):
+        ids = _ids(2, tokens, step)
+        expected = _forward(model, ids, plain)
+        for wrong in (100, 200):
+            _forward(model, _ids(2, tokens, step + wrong), undone)
+            growth.undo()
+        assert torch.equal(_forward(model, ids, undone), expected)
+        for one, other in zip(_held(plain), _held(undone), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("case", [case for case in _CASES if case not in _GROWING])
+@torch.no_grad()
+def test_of_what_forgets_or_remembers_otherwise_no_growth_is_told(case: str) -> None:
+    make, cache_of = _CASES[case]
+    model = make()
+    cache = cache_of(model)
+    for step in range(_WINDOW + 3):
+        tokens = 1 if step else 4
+        record = CacheRecord([cache], tokens)
+        _forward(model, _ids(2, tokens, step), cache)
+        assert record.growth() is None
+
+
+@torch.no_grad()
+def test_growth_is_told_of_one_cache_that_was_there_and_grew_as_it_should() -> None:
+    model = tiny_model()
+    cache, other = _dynamic(model), _dynamic(model)
+    # Its layers were not there before the prompt.
+    record = CacheRecord([cache], 5)
+    _forward(model, _ids(2, 5, 0), cache)
+    assert record.growth() is None
+    record, both = CacheRecord([cache], 1), CacheRecord([cache, other], 1)
+    two = CacheRecord([cache], 2)
+    _forward(model, _ids(2, 1, 1), cache)
+    assert record.growth() is not None
+    assert both.growth() is None
+    assert two.growth() is None
+    assert CacheRecord([], 1).growth() is None
+    still = _static(model)
+    _forward(model, _ids(2, 5, 0), still)
+    record = CacheRecord([still], 2)
+    _forward(model, _ids(2, 1, 1), still)
+    growth = record.growth()
+    assert growth is not None
+    assert not growth.is_seen()
 
 
 @pytest.mark.parametrize("case", _CASES)

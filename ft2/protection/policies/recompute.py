@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,6 +29,7 @@ from ft2.forward import (
     Call,
     Clock,
     Forward,
+    Growth,
     Kept,
     Order,
     Reviewer,
@@ -90,8 +92,10 @@ class RecomputePolicy(Policy, Reviewer):
         self._phases: set[bool] = set()
         self._warned = False
         # What the running forward uses.
-        self._record: CacheRecord
+        self._record: CacheRecord | Growth
         self._random: RandomStates
+        # What the last forward that was announced in full did to its cache, if no more than that.
+        self._growth: Growth | None = None
         self._left: Surroundings | None = None
         self._review: _Review | None = None
 
@@ -169,13 +173,8 @@ class RecomputePolicy(Policy, Reviewer):
         self._requests_of(call, rows).join(requests, others, theirs)
 
     def forward_started(self, forward: Forward) -> None:
-        device = self._device.type
-        if torch.is_autocast_enabled(device):
-            raise RuntimeError(
-                "ft2-recompute cannot check products under autocast, which rounds the weights: "
-                "convert the model (model.to(dtype)) and leave autocast out"
-            )
-        self._review = None
+        self._refuse_autocast()
+        self._review = self._growth = None
         self._record = CacheRecord(_caches(forward), forward.tokens)
         self._random = RandomStates(self._device)
         # What a forward does not leave behind the first time, it never does.
@@ -192,6 +191,23 @@ class RecomputePolicy(Policy, Reviewer):
         has_bounds = any(watched.is_bounding for watched in self._watched)
         self._was_in_force |= self._detect != "bounds" or has_bounds
 
+    def forward_repeats(self, forward: Forward) -> Callable[[], None] | None:
+        growth = self._growth
+        # Bounds may be learned anew from step to step, and where tokens go to experts is seen anew.
+        if self._detect != "checksums" or self._products is not None or forward.real is not None:
+            return None
+        if growth is None or growth.cache is not forward.cache or not growth.is_seen():
+            return None
+
+        def prepare() -> None:
+            self._refuse_autocast()
+            self._review, self._record = None, growth
+            self._random = RandomStates(self._device)
+            for watched in self._watched:
+                watched.repeat()
+
+        return prepare
+
     def rejects(self, forward: Forward, output: Any) -> bool:
         review = self._review
         if self._left is not None:
@@ -200,7 +216,7 @@ class RecomputePolicy(Policy, Reviewer):
         if review is None:
             if flagged is None:
                 return False
-            cache = forward.cache if forward.cache is not None else cache_made_by(output)
+            cache = self._cache_of(forward, output)
             review = self._review = _Review(flagged, self._outputs())
             # Rows taken from the first computation would pass no gradients on: then all are new.
             if not bool(flagged.all()) and not records_gradients(output):
@@ -235,6 +251,8 @@ class RecomputePolicy(Policy, Reviewer):
         requests = self._requests_of(forward.call, forward.rows)
         for watched in self._watched:
             watched.learn(requests)
+        if isinstance(self._record, CacheRecord):
+            self._growth = self._record.growth()
         # What was kept for undoing is let go.
         del self._record, self._random
         self._review = None
@@ -242,7 +260,7 @@ class RecomputePolicy(Policy, Reviewer):
 
     def _adopt(self, forward: Forward, output: Any, review: _Review) -> Any:
         if review.kept is not None:
-            cache = forward.cache if forward.cache is not None else cache_made_by(output)
+            cache = self._cache_of(forward, output)
             review.kept.adopt(cache, review.flagged)
             for watched, before in zip(self._watched, review.learned, strict=True):
                 watched.adopt(before, review.flagged)
@@ -261,6 +279,18 @@ class RecomputePolicy(Policy, Reviewer):
                 stacklevel=2,
             )
         return output
+
+    def _cache_of(self, forward: Forward, output: Any) -> Any:
+        if isinstance(self._record, Growth):
+            return self._record.cache
+        return forward.cache if forward.cache is not None else cache_made_by(output)
+
+    def _refuse_autocast(self) -> None:
+        if torch.is_autocast_enabled(self._device.type):
+            raise RuntimeError(
+                "ft2-recompute cannot check products under autocast, which rounds the weights: "
+                "convert the model (model.to(dtype)) and leave autocast out"
+            )
 
     def _named(self, spots: set[Spot]) -> str:
         names = {self._watched[lane].names[seat] for lane, _, seat, *_ in spots if seat >= 0}

@@ -1,0 +1,291 @@
+"""FT2-recompute in steps that repeat the one before: told in few words, and undone all the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CompileConfig
+from transformers.cache_utils import DynamicCache
+
+import ft2
+from ft2.forward import Forward
+from ft2.native import WRONG_SUM
+from ft2.protection.policies.recompute import RecomputePolicy
+from tests.forward.known_steps import known_steps
+from tests.protection.watch import prompts
+from tests.tiny_models import tiny_model
+from tests.zoo.configs import small_model
+
+_LAYER = "model.layers.1.mlp.up_proj"
+_NEW = 9
+_STRUCK = 5
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Generator[None, None, None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def in_full(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the steps that the policy is told of in full."""
+    steps: list[int] = []
+    started = RecomputePolicy.forward_started
+
+    def noted(policy: RecomputePolicy, forward: Forward) -> None:
+        steps.append(forward.step)
+        started(policy, forward)
+
+    monkeypatch.setattr(RecomputePolicy, "forward_started", noted)
+    return steps
+
+
+def _compiling() -> dict[str, Any]:
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+_MODES: dict[str, Callable[[], dict[str, Any]]] = {
+    "dynamic": dict,
+    "static": lambda: {"cache_implementation": "static", "disable_compile": True},
+    "compiled": _compiling,
+}
+
+
+def _say(model: Any, ids: Tensor, mode: str = "dynamic", **options: Any) -> tuple[Tensor, Tensor]:
+    """Generate, and return the tokens and the logits of all steps."""
+    said = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=_NEW,
+        min_new_tokens=_NEW,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **{"do_sample": False, **options},
+        **_MODES[mode](),
+    )
+    return said.sequences, torch.stack(said.logits)
+
+
+class _Strike:
+    """An error in one row of one step: what it put out and wrote to the cache, and a flag.
+
+    Compiled code has no place where a test could put a wrong number.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, row: int, times: int = 1, value: float = torch.nan
+    ) -> None:
+        self.left = times
+        self._row, self._value = row, value
+        rejects = RecomputePolicy.rejects
+
+        def struck(policy: RecomputePolicy, forward: Forward, output: Any) -> bool:
+            if forward.step == _STRUCK and self.left:
+                self.left -= 1
+                self._spoil(policy, forward, output)
+            return rejects(policy, forward, output)
+
+        monkeypatch.setattr(RecomputePolicy, "rejects", struck)
+
+    def _spoil(self, policy: Any, forward: Forward, output: Any) -> None:
+        # Logits, or the hidden states of a decoder that a head was compiled around before.
+        next(iter(output.values()))[self._row] = self._value
+        for layer in output.past_key_values.layers:
+            for written in (layer.keys, layer.values):
+                written[self._row, :, forward.cached] = self._value
+        policy._watched[0]._flags[forward.rows][self._row] = WRONG_SUM
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_only_the_first_step_after_the_prompt_is_told_in_full(
+    mode: str, in_full: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = known_steps(monkeypatch)
+    model: Any = tiny_model()
+    ids = prompts(2)
+    tokens, logits = _say(model, ids, mode)
+    with ft2.protect(model, "ft2-recompute") as handle:
+        for _ in range(2):
+            in_full.clear()
+            known.clear()
+            got = _say(model, ids, mode)
+            assert torch.equal(got[0], tokens)
+            assert torch.equal(got[1], logits)
+            assert in_full == [0, 1]
+            # The code of step 2 is known from then on.
+            assert known == ([*range(3, _NEW)] if mode == "compiled" else [])
+    assert handle.counts == [0] * 4
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("mode", _MODES)
+def test_what_goes_wrong_in_such_a_step_leaves_no_trace(
+    mode: str, rows: int, in_full: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model()
+    ids = prompts(rows)
+    expected = _say(model, ids, mode)
+    strike = _Strike(monkeypatch, rows - 1)
+    with ft2.protect(model, "ft2-recompute") as handle:
+        got = _say(model, ids, mode)
+    assert strike.left == 0
+    assert in_full == [0, 1]
+    assert handle.counts == [0] * (rows - 1) + [1]
+    assert [each.recomputed[-1] for each in handle.recomputations] == [1]
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_a_wrong_number_in_such_a_step_is_seen_and_computed_again(
+    mode: str, in_full: list[int]
+) -> None:
+    model: Any = tiny_model()
+    ids = prompts(3)
+    expected = _say(model, ids, mode)
+    runs = 0
+
+    def strike_once(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        if runs != _STRUCK + 1:
+            return output
+        struck = output.clone()
+        struck[1, 0, 7] = 3e4
+        return struck
+
+    hook = model.get_submodule(_LAYER).register_forward_hook(strike_once)
+    with ft2.protect(model, "ft2-recompute") as handle:
+        got = _say(model, ids, mode)
+    hook.remove()
+    assert runs == _NEW + 1
+    assert in_full == [0, 1]
+    assert handle.counts == [0, 1, 0]
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_what_stays_wrong_is_kept_and_counted_with_its_step(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model()
+    strike = _Strike(monkeypatch, 0, times=10, value=7.0)
+    with (
+        ft2.protect(model, "ft2-recompute") as handle,
+        warnings.catch_warnings(record=True) as told,
+    ):
+        warnings.simplefilter("always")
+        _, logits = _say(model, prompts(2), mode)
+    assert strike.left == 8
+    assert [each.kept for each in handle.recomputations] == [[1, 0]]
+    assert f"computed step {_STRUCK} again" in " ".join(str(each.message) for each in told)
+    assert bool((logits[_STRUCK, 0] == 7).all())
+    assert not bool((logits[_STRUCK, 1] == 7).any())
+
+
+def test_sampling_goes_on_with_the_random_numbers_it_would_have_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = tiny_model()
+
+    class Noisy(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return hidden + 0.1 * torch.randn_like(hidden)
+
+    model.model.norm = nn.Sequential(model.model.norm, Noisy())
+    options: dict[str, Any] = {"do_sample": True, "temperature": 3.0}
+    ids = prompts(2)
+    torch.manual_seed(3)
+    expected = _say(model, ids, **options)
+    strike = _Strike(monkeypatch, 1)
+    torch.manual_seed(3)
+    with ft2.protect(model, "ft2-recompute"):
+        got = _say(model, ids, **options)
+    assert strike.left == 0
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("architecture", ["sliding", "falcon_h1", "lfm2", "mixtral"])
+def test_caches_that_forget_and_experts_have_every_step_told_in_full(
+    architecture: str, cache: str, in_full: list[int]
+) -> None:
+    model: Any
+    if architecture == "sliding":
+        model = tiny_model("mistral", sliding_window=6)
+    else:
+        model = small_model(architecture)
+    if cache == "static" and architecture == "lfm2":
+        pytest.skip("its states are static as they are")
+    with ft2.protect(model, "ft2-recompute"):
+        _say(model, prompts(2) % 50 + 4, cache)
+    assert in_full == [*range(_NEW)]
+
+
+def test_bounds_have_every_step_told_in_full(in_full: list[int]) -> None:
+    model: Any = tiny_model()
+    with ft2.protect(model, "ft2-recompute", detect="checksums+bounds"):
+        _say(model, prompts(2))
+    assert in_full == [*range(_NEW)]
+
+
+def _step(model: Any, cache: DynamicCache, token: int = 11) -> Tensor:
+    logits: Tensor = model(torch.tensor([[token]]), past_key_values=cache).logits
+    return logits
+
+
+def test_another_cache_in_the_same_request_is_told_in_full(in_full: list[int]) -> None:
+    model: Any = tiny_model()
+    caches = [DynamicCache(), DynamicCache()]
+    with torch.no_grad(), ft2.protect(model, "ft2-recompute"), ft2.request(model):
+        for cache in caches:
+            model(prompts(1), past_key_values=cache)
+        for _ in range(3):
+            _step(model, caches[0])
+        before = [each.keys.clone() for each in caches[1].layers]
+        _step(model, caches[1])
+    assert len(in_full) == 4
+    for layer, keys in zip(caches[1].layers, before, strict=True):
+        assert torch.equal(layer.keys[..., :-1, :], keys)
+
+
+def test_autocast_that_begins_in_between_is_refused() -> None:
+    model: Any = tiny_model()
+    cache = DynamicCache()
+    with torch.no_grad(), ft2.protect(model, "ft2-recompute"), ft2.request(model):
+        model(prompts(1), past_key_values=cache)
+        for _ in range(3):
+            _step(model, cache)
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
+            _step(model, cache)
+
+
+def test_a_step_that_fails_leaves_no_flag_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_model()
+    cache = DynamicCache()
+
+    def fail(policy: Any, forward: Forward, output: Any) -> bool:
+        policy._watched[0]._flags[forward.rows][0] = WRONG_SUM
+        raise KeyError("between computing and reading")
+
+    with torch.no_grad(), ft2.protect(model, "ft2-recompute") as handle, ft2.request(model):
+        model(prompts(1), past_key_values=cache)
+        for _ in range(3):
+            _step(model, cache)
+        with monkeypatch.context() as patch:
+            patch.setattr(RecomputePolicy, "rejects", fail)
+            with pytest.raises(KeyError):
+                _step(model, cache)
+        _step(model, cache)
+    assert handle.counts == [0]
