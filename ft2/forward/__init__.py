@@ -11,16 +11,16 @@ from ft2.forward.rows import by_row, fit_tokens, holds_rows
 from ft2.forward.sparing import sparable
 from ft2.forward.tap import Order, Tap, tap, tap_in_lane
 from ft2.forward.trail import Vectors
-from ft2.forward.undo import CacheRecord, Growth, Kept, UndoError, rows_written_elsewhere
+from ft2.forward.undo import CacheRecord, Kept, LengthRecord, UndoError, rows_written_elsewhere
 
 __all__ = [
     "CacheRecord",
     "Call",
     "Clock",
     "Forward",
-    "Growth",
     "Kept",
     "Lane",
+    "LengthRecord",
     "Listener",
     "Order",
     "Reviewer",

@@ -227,6 +227,8 @@ class Clock:
             self._repetition = None
             self._broken(error)
             raise
+        finally:
+            known.end()
         self._end()
         return output
 

@@ -21,7 +21,8 @@ def changed_in_place(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
     """Return those of some layers that the model writes to the inputs or outputs of.
 
     Falcon adds the output of attention to that of the MLP, say. The model runs once on the meta
-    device, without its numbers; the answer is kept. Where it cannot run, all layers are returned.
+    device, without its numbers; the answer is kept. Where it cannot run, or numbers may decide what
+    it does to the layers, all of them are returned.
 
     Parameters
     ----------
@@ -43,8 +44,13 @@ def changed_in_place(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
 
 def _changed(replica: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
     kept: list[tuple[str, Tensor, int]] = []
+    answering = Answering()
+    asked = 0
 
     def keep(name: str, given: Tensor, output: Tensor) -> None:
+        nonlocal asked
+        if not kept:
+            asked = answering.asked
         kept.extend([(name, given, given._version), (name, output, output._version)])
 
     for name in names:
@@ -56,13 +62,15 @@ def _changed(replica: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
         torch.inference_mode(False),
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
-        # A mask that is made anew asks whether it masks anything, in transformers before 5.24.
-        Answering(),
+        answering,
     ):
         if "input_ids" in inspect.signature(replica.forward).parameters:
             replica(input_ids=ids)
         else:
             replica(ids)
+    # Before any of them has run, it is masks and tokens that are asked about.
+    if answering.asked > asked:
+        return frozenset(names)
     seen = {name for name, _, _ in kept}
     changed = {name for name, tensor, version in kept if tensor._version != version}
     # A layer that did not run tells nothing.

@@ -39,8 +39,8 @@ class Repetition:
     Attributes
     ----------
     forward:
-        The step that is computed: one object for all of them, which knows no inputs and holds no
-        cache.
+        The step that is computed: one object for all of them, which knows no inputs, and the cache
+        only while it is computed.
     is_compiled:
         Whether compiled code computes it.
     compiled:
@@ -58,6 +58,7 @@ class Repetition:
         self._shape = torch.Size((forward.rows, 1))
         self._takes_ids_first = first_parameter == "input_ids"
         self._cache = weakref.ref(forward.cache) if is_cache(forward.cache) else None
+        self._records_gradients = torch.is_grad_enabled()
         self.is_compiled = is_compiled
         self.compiled: CompiledStep | None = None
         self._preparations = tuple(preparations)
@@ -98,13 +99,22 @@ class Repetition:
             not isinstance(tokens, Tensor)
             or tokens.shape != self._shape
             or (call.tokens_are_counted and call.tokens_generated != step)
-            or (self._cache is not None and cache_in(kwargs) is not self._cache())
+            or torch.is_grad_enabled() is not self._records_gradients
         ):
             return None
+        if self._cache is not None:
+            cache = self._cache()
+            if cache is None or cache_in(kwargs) is not cache:
+                return None
+            forward.cache = cache
         forward.step = call.step = step
         forward.cached += 1
         call.cached += 1
         return forward
+
+    def end(self) -> None:
+        """Let go of the cache."""
+        self.forward.cache = None
 
     def prepare(self) -> None:
         """Have listeners do what they do before the step."""

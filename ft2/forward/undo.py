@@ -3,8 +3,7 @@
 Layers that grow are cut to their length again. Static ones write in place, behind a length: the
 length is kept, and what the same tokens will overwrite again is left. Of other layers that replace
 their tensors, references are enough; windows that move in place, and recurrent states, are copied,
-all of them in one operation a forward. Where a forward has shown that all layers only grow, further
-ones like it need no record.
+all of them in one operation a forward.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from transformers.cache_utils import (
 
 from ft2.forward.adoption import adopted_tensor
 
-__all__ = ["CacheRecord", "Growth", "Kept", "UndoError", "rows_written_elsewhere"]
+__all__ = ["CacheRecord", "Kept", "LengthRecord", "UndoError", "rows_written_elsewhere"]
 
 
 class UndoError(ValueError):
@@ -54,7 +53,8 @@ _RECURRENT = _kinds(
     "LinearAttentionAndStaticFullAttentionLayer",
     "LinearAttentionAndStaticSlidingWindowAttentionLayer",
 )
-_CACHES = (Cache, DynamicCache, StaticCache, EncoderDecoderCache)
+_FLAT = (Cache, DynamicCache, StaticCache)
+_CACHES = (*_FLAT, EncoderDecoderCache)
 _LENGTHS = ("cumulative_length", "indexer_cumulative_length")
 
 # Of layers that keep nothing of a forward but what it writes for each row: where that is.
@@ -100,11 +100,8 @@ class CacheRecord:
         self._grown: list[tuple[Any, int]] = []
         self._rolled: list[Any] = []
         self._fresh: list[Any] = []
-        self._static = 0
-        self._caches: list[weakref.ref[Any]] = []
         for cache in caches:
             self._record(cache)
-            self._caches.append(weakref.ref(cache))
         # One launch where they are on one device; a recurrent model's states are many.
         with torch.no_grad():
             self._saved = [torch.empty_like(each) for each in self._live]
@@ -115,8 +112,7 @@ class CacheRecord:
         """Put everything back."""
         with torch.no_grad():
             for layer, length in self._grown:
-                layer.keys = layer.keys[..., :length, :]
-                layer.values = layer.values[..., :length, :]
+                _cut(layer, length)
             for layer in self._rolled:
                 for whole in (layer.keys, layer.values):
                     whole.copy_(whole.roll(1, -2))
@@ -130,24 +126,6 @@ class CacheRecord:
                 here[:] = before_list
             if self._live:
                 torch._foreach_copy_(self._live, self._saved)
-
-    def growth(self) -> Growth | None:
-        """Return what undoes further forwards like the one that was computed since.
-
-        None if it did more to a single cache than to add its tokens to each layer.
-        """
-        cache = self._caches[0]() if len(self._caches) == 1 else None
-        if cache is None or isinstance(cache, EncoderDecoderCache):
-            return None
-        layers, before = self._lists[0]
-        if layers != before or any(
-            layer.keys.shape[-2] != length + self._tokens for layer, length in self._grown
-        ):
-            return None
-        # Of static layers that are there, with no window, nothing but the length is live.
-        if len(self._live) != self._static or len(layers) != self._static + len(self._grown):
-            return None
-        return Growth(cache, self._tokens, list(zip(self._live, self._saved, strict=True)))
 
     def _record(self, cache: Any) -> None:
         kind = type(cache)
@@ -176,7 +154,7 @@ class CacheRecord:
                 "transformers' dynamic or static caches, or another protection"
             )
         # A reference to what it held would keep all of it in memory, beside the longer one.
-        if kind is DynamicLayer and layer.is_initialized and layer.keys.dim() == 4:
+        if kind is DynamicLayer and _is_cut(layer):
             self._grown.append((layer, layer.keys.shape[-2]))
             return
         if kind in _RECURRENT:
@@ -200,7 +178,6 @@ class CacheRecord:
             return
         lengths = (getattr(layer, name, None) for name in _LENGTHS)
         self._live += [each for each in lengths if each is not None]
-        self._static += type(layer) is StaticLayer
         if isinstance(layer, StaticSlidingWindowLayer):
             self._record_window(layer)
 
@@ -216,49 +193,53 @@ class CacheRecord:
             self._live += [layer.keys, layer.values]
 
 
-class Growth:
-    """Undoes forwards that add as many tokens to each layer of a cache, and change nothing else.
+class LengthRecord:
+    """What a cache of plain layers held before a forward, by their lengths alone.
 
     Parameters
     ----------
     cache:
-        The cache, to which a weak reference is kept. Its layers are plain: static or dynamic.
-    tokens:
-        How many a forward adds.
-    lengths:
-        The lengths of static layers, where there are any, after such a forward and before it.
+        One that :meth:`suits` was asked about.
     """
 
-    def __init__(self, cache: Any, tokens: int, lengths: list[tuple[Tensor, Tensor]]) -> None:
-        self._cache = weakref.ref(cache)
-        self._tokens = tokens
-        self._lengths = lengths
+    def __init__(self, cache: Any) -> None:
+        self._layers = cache.layers
+        self._count = len(self._layers)
+        self._lengths = [
+            None if isinstance(layer, StaticLayer) else layer.keys.shape[-2]
+            for layer in self._layers
+        ]
+        self._live = [
+            layer.cumulative_length for layer in self._layers if isinstance(layer, StaticLayer)
+        ]
+        with torch.no_grad():
+            self._saved = torch.stack(self._live) if self._live else None
 
-    @property
-    def cache(self) -> Any:
-        """The cache."""
-        return self._cache()
-
-    def is_seen(self) -> bool:
-        """Whether the static layers' lengths tell of as many tokens; waits for the device."""
-        if not self._lengths:
-            return True
-        after, before = map(torch.stack, zip(*self._lengths, strict=True))
-        return bool((after - before == self._tokens).all())
+    @staticmethod
+    def suits(cache: Any) -> bool:
+        """Whether forwards can do no more to this cache than to add to layers, or to make some."""
+        if type(cache) not in _FLAT or getattr(cache, "offloading", False):
+            return False
+        static = [layer for layer in cache.layers if type(layer) is StaticLayer]
+        if len({layer.cumulative_length.device for layer in static}) > 1:
+            return False
+        return all(
+            layer.is_initialized
+            if type(layer) is StaticLayer
+            else type(layer) is DynamicLayer and _is_cut(layer)
+            for layer in cache.layers
+        )
 
     def undo(self) -> None:
-        """Take the last forward's tokens out again."""
-        static = []
-        for layer in self.cache.layers:
-            if isinstance(layer, StaticLayer):
-                static.append(layer.cumulative_length)
-                continue
-            length = layer.keys.shape[-2] - self._tokens
-            layer.keys = layer.keys[..., :length, :]
-            layer.values = layer.values[..., :length, :]
-        if static:
-            with torch.no_grad():
-                torch._foreach_sub_(static, self._tokens)
+        """Put everything back."""
+        # Layers can be made late.
+        del self._layers[self._count :]
+        with torch.no_grad():
+            for layer, length in zip(self._layers, self._lengths, strict=True):
+                if length is not None:
+                    _cut(layer, length)
+            if self._saved is not None:
+                torch._foreach_copy_(self._live, list(self._saved.unbind()))
 
 
 class Kept:
@@ -338,6 +319,16 @@ class _Put:
 
     def __call__(self, values: Tensor) -> None:
         setattr(self._owner(), self._name, values)
+
+
+def _is_cut(layer: Any) -> bool:
+    """Whether a dynamic layer can be cut to its length: no gradients are lost by that."""
+    return layer.is_initialized and layer.keys.dim() == 4 and not layer.keys.requires_grad
+
+
+def _cut(layer: Any, length: int) -> None:
+    layer.keys = layer.keys[..., :length, :]
+    layer.values = layer.values[..., :length, :]
 
 
 def _nowhere(values: Tensor) -> None:

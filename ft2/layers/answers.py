@@ -17,11 +17,22 @@ __all__ = ["Answering", "answered", "constants_in_index", "known_numbers", "tens
 
 
 class Answering(TorchDispatchMode):
-    """Lets what runs meanwhile ask about numbers where there are none, and go on."""
+    """Lets what runs meanwhile ask about numbers where there are none, and go on.
+
+    Attributes
+    ----------
+    asked:
+        How many answers could decide what runs next.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self.asked += _decides(func, args, kwargs or {})
         return answered(func, args, kwargs or {})
 
 
@@ -88,6 +99,14 @@ def _answer_of(
     return answer
 
 
+def _decides(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether what is asked for are numbers, of which there are none, for Python to see."""
+    if not any(each.is_meta for each in tensors_in((args, kwargs))):
+        return False
+    packet = func.overloadpacket
+    return packet in _DECIDING or (packet is _aten._to_copy and _is_list(args[0], kwargs))
+
+
 def _scalar(func: Any, tensor: Tensor) -> Any:
     if tensor.dtype == torch.bool:
         # Checks ask whether all is well; whatever else is asked is answered no.
@@ -96,8 +115,9 @@ def _scalar(func: Any, tensor: Tensor) -> Any:
 
 
 def _to_copy(func: Any, tensor: Tensor, **options: Any) -> Tensor:
-    device = options.pop("device", None) if tensor.is_meta else options.get("device")
-    is_list = tensor.is_meta and device is not None and torch.device(device).type == "cpu"
+    is_list = _is_list(tensor, options)
+    if tensor.is_meta:
+        options.pop("device", None)
     if is_list and not tensor.is_floating_point() and not tensor.is_complex():
         # What is asked for as a list of numbers (tokens of each expert) has to have some.
         return torch.zeros(tensor.shape, dtype=options.get("dtype") or tensor.dtype)
@@ -105,6 +125,11 @@ def _to_copy(func: Any, tensor: Tensor, **options: Any) -> Tensor:
     if moved.is_meta and not tensor.is_meta:
         moved._ft2_numbers = tensor
     return moved
+
+
+def _is_list(tensor: Tensor, options: dict[str, Any]) -> bool:
+    device = options.get("device")
+    return tensor.is_meta and device is not None and torch.device(device).type == "cpu"
 
 
 def _split_with_sizes(func: Any, tensor: Tensor, sizes: list[int], dim: int = 0) -> Any:
@@ -181,4 +206,5 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     _aten._grouped_mm: _grouped_mm,
     _aten.repeat_interleave: _repeat_interleave,
 }
+_DECIDING = frozenset([_aten._local_scalar_dense, _aten.item, _aten.equal, _aten.nonzero])
 _MOVES: dict[Any, Callable[..., Any]] = {_aten._to_copy: _to_copy}

@@ -146,13 +146,9 @@ class WatchedLayers:
             checks.append(self._learner)
         self.lane.begin(checks, self._rows * self._tokens)
 
-    def repeat(self) -> None:
-        """Check a forward that begins, and is one more like the one before."""
-        self._is_settled = False
-        self.lane.begin(None, self._rows * self._tokens)
-
     def again(self) -> None:
-        """Check the same forward once more."""
+        """Check the same forward once more, or one that is like it."""
+        self._is_settled = False
         if self._learner is not None:
             self._learner.reset()
         self.lane.begin(None, self._rows * self._tokens)
@@ -165,14 +161,13 @@ class WatchedLayers:
         for count in counts:
             flags = self._flags[count]
             # One copy that is waited for, and no launch.
-            raised = flags.cpu()
+            raised = flags.cpu().view(self._rows, -1) != 0
             if not bool(raised.any()):
                 continue
-            wrong = raised.view(self._rows, -1) != 0
             flags.zero_()
-            if self._real is not None and wrong.shape[1] == self._tokens:
-                wrong = wrong & self._real.cpu()
-            rows = wrong.any(1)
+            if self._real is not None and raised.shape[1] == self._tokens:
+                raised = raised & self._real.cpu()
+            rows = raised.any(1)
             found = rows if found is None else found | rows
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_falcon_adds_to_the_outputs_of_its_layers() -> None:
 
 
 class _Asking(nn.Module):
-    """Asks about its numbers before it computes, and adds to the output of its first layer."""
+    """Asks about its tokens before it computes, and adds to the output of its first layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,15 +63,38 @@ class _Asking(nn.Module):
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        hidden = self.embedding(input_ids)
-        if not bool((input_ids >= 0).all()) or float(hidden.sum()) != float(hidden.sum()):
+        if not bool((input_ids >= 0).all()) or 7 in input_ids:
             raise ValueError("no text")
-        return hidden + self.second(self.first(hidden).add_(1))
+        hidden = self.embedding(input_ids)
+        return hidden + self.second(self.between(self.first(hidden).add_(1)))
+
+    def between(self, hidden: Tensor) -> Tensor:
+        return hidden
 
 
-def test_a_model_may_ask_about_its_numbers() -> None:
+def test_a_model_may_ask_about_its_tokens() -> None:
     assert changed_in_place(_Asking(), ["first", "second"]) == {"first"}
     assert changed_in_place(_Asking(), ["second"]) == frozenset()
+
+
+_GUARDS: dict[str, Callable[[Tensor], Any]] = {
+    "any": lambda hidden: bool((hidden.abs() > 1).any()),
+    "not all": lambda hidden: not torch.isfinite(hidden).all(),
+    "a number": lambda hidden: hidden.sum().item() > 1,
+    "a comparison": lambda hidden: hidden.sum() > 1,
+    "a list": lambda hidden: 3 in hidden.argmax(-1).flatten().tolist(),
+    "where": lambda hidden: len((hidden > 1).nonzero()) > 1,
+    "equal": lambda hidden: not torch.equal(hidden, hidden + 0),
+}
+
+
+@pytest.mark.parametrize("guard", _GUARDS)
+def test_where_numbers_decide_what_is_changed_all_layers_may_be(guard: str) -> None:
+    class Guarded(_Asking):
+        def between(self, hidden: Tensor) -> Tensor:
+            return hidden.clamp_(-1, 1) if _GUARDS[guard](hidden) else hidden
+
+    assert changed_in_place(Guarded(), ["first", "second"]) == {"first", "second"}
 
 
 def test_of_a_model_that_does_not_run_without_numbers_all_layers_are_taken_to_change() -> None:

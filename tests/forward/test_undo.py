@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    EncoderDecoderCache,
+    StaticCache,
+)
 
-from ft2.forward import CacheRecord, Kept, UndoError, adopted, copied
+from ft2.forward import CacheRecord, Kept, LengthRecord, UndoError, adopted, copied
 from tests.tiny_models import tiny_model
 from tests.zoo.configs import small_model
 
@@ -43,7 +49,7 @@ _CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Cache]]] = {
     "gated delta": (lambda: small_model("qwen3_next"), _dynamic),
 }
 
-_GROWING = ("dynamic", "dynamic, layers made late", "static")
+_PLAIN = ("dynamic", "dynamic, layers made late", "static")
 
 
 def _forward(model: Any, ids: Tensor, cache: Cache) -> Tensor:
@@ -86,68 +92,106 @@ def test_a_forward_that_was_undone_computes_the_same_again_at_every_step(case: s
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("case", _GROWING)
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("case", _PLAIN)
 @torch.no_grad()
-def test_what_only_grows_is_undone_again_and_again_without_a_record(case: str, tokens: int) -> None:
+def test_lengths_alone_undo_what_is_added_to_plain_layers(case: str) -> None:
     make, cache_of = _CASES[case]
     model = make()
     plain, undone = cache_of(model), cache_of(model)
+    assert not LengthRecord.suits(_static(model))
     for cache in (plain, undone):
         _forward(model, _ids(2, 5, 0), cache)
-    record = CacheRecord([undone], tokens)
-    for cache in (plain, undone):
-        _forward(model, _ids(2, tokens, 1), cache)
-    growth = record.growth()
-    assert growth is not None
-    assert growth.cache is undone
-    assert growth.is_seen()
-    for step in (2, 3):
+    for step, tokens in enumerate([1, 1, 3, 1]):
         ids = _ids(2, tokens, step)
         expected = _forward(model, ids, plain)
+        assert LengthRecord.suits(undone)
+        record = LengthRecord(undone)
         for wrong in (100, 200):
             _forward(model, _ids(2, tokens, step + wrong), undone)
-            growth.undo()
+            record.undo()
         assert torch.equal(_forward(model, ids, undone), expected)
         for one, other in zip(_held(plain), _held(undone), strict=True):
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("case", [case for case in _CASES if case not in _GROWING])
 @torch.no_grad()
-def test_of_what_forgets_or_remembers_otherwise_no_growth_is_told(case: str) -> None:
+def test_layers_that_a_forward_skips_or_makes_are_put_back_too() -> None:
+    model = tiny_model(num_hidden_layers=4)
+    for cache in (DynamicCache(), _static(model)):
+        _forward(model, _ids(2, 5, 0), cache)
+        before, record = _held(cache), LengthRecord(cache)
+        model.config.num_hidden_layers = 2
+        _forward(model, _ids(2, 1, 1), cache)
+        model.config.num_hidden_layers = 4
+        record.undo()
+        _forward(model, _ids(2, 1, 2), cache)
+        expected = _static(model) if isinstance(cache, StaticCache) else DynamicCache()
+        for ids in (_ids(2, 5, 0), _ids(2, 1, 2)):
+            _forward(model, ids, expected)
+        for one, other in zip(_held(cache), _held(expected), strict=True):
+            assert torch.equal(one, other)
+        assert len(before) == len(_held(cache))
+    made = DynamicCache()
+    model.config.num_hidden_layers = 2
+    _forward(model, _ids(2, 5, 0), made)
+    record = LengthRecord(made)
+    model.config.num_hidden_layers = 4
+    _forward(model, _ids(2, 1, 1), made)
+    record.undo()
+    assert len(made.layers) == 2
+    assert {layer.get_seq_length() for layer in made.layers} == {5}
+
+
+@pytest.mark.parametrize("case", [case for case in _CASES if case not in _PLAIN])
+@torch.no_grad()
+def test_lengths_alone_do_not_suit_what_forgets_or_remembers_otherwise(case: str) -> None:
     make, cache_of = _CASES[case]
     model = make()
     cache = cache_of(model)
     for step in range(_WINDOW + 3):
-        tokens = 1 if step else 4
-        record = CacheRecord([cache], tokens)
-        _forward(model, _ids(2, tokens, step), cache)
-        assert record.growth() is None
+        _forward(model, _ids(2, 1 if step else 4, step), cache)
+        assert not LengthRecord.suits(cache)
 
 
 @torch.no_grad()
-def test_growth_is_told_of_one_cache_that_was_there_and_grew_as_it_should() -> None:
+def test_lengths_alone_suit_one_cache_of_transformers_on_one_device() -> None:
     model = tiny_model()
-    cache, other = _dynamic(model), _dynamic(model)
-    # Its layers were not there before the prompt.
-    record = CacheRecord([cache], 5)
-    _forward(model, _ids(2, 5, 0), cache)
-    assert record.growth() is None
-    record, both = CacheRecord([cache], 1), CacheRecord([cache, other], 1)
-    two = CacheRecord([cache], 2)
-    _forward(model, _ids(2, 1, 1), cache)
-    assert record.growth() is not None
-    assert both.growth() is None
-    assert two.growth() is None
-    assert CacheRecord([], 1).growth() is None
-    still = _static(model)
-    _forward(model, _ids(2, 5, 0), still)
-    record = CacheRecord([still], 2)
-    _forward(model, _ids(2, 1, 1), still)
-    growth = record.growth()
-    assert growth is not None
-    assert not growth.is_seen()
+
+    class Own(DynamicCache):
+        pass
+
+    for cache in (Own(), DynamicCache(offloading=True) if torch.cuda.is_available() else Own()):
+        _forward(model, _ids(2, 5, 0), cache)
+        assert not LengthRecord.suits(cache)
+    assert not LengthRecord.suits(EncoderDecoderCache(DynamicCache(), DynamicCache()))
+    spread = _static(model)
+    _forward(model, _ids(2, 5, 0), spread)
+    assert LengthRecord.suits(spread)
+    layer: Any = spread.layers[1]
+    layer.cumulative_length = layer.cumulative_length.to("meta")
+    assert not LengthRecord.suits(spread)
+
+
+@torch.enable_grad()
+def test_gradients_go_through_what_the_cache_held_and_not_through_what_was_undone() -> None:
+    model: Any = tiny_model().requires_grad_(True)
+    found = []
+    for undoing in (False, True):
+        cache = DynamicCache()
+        _forward(model, _ids(2, 5, 0), cache)
+        assert not LengthRecord.suits(cache)
+        if undoing:
+            before = CacheRecord([cache], 1)
+            model(input_ids=_ids(2, 1, 1), past_key_values=cache)
+            # Whatever still goes through it would have no gradient that is a number.
+            for layer in cache.layers:
+                layer.keys.register_hook(lambda gradient: gradient * torch.nan)
+            before.undo()
+        _forward(model, _ids(2, 1, 2), cache).sum().backward()
+        found.append([each.grad.clone() for each in model.parameters()])
+        model.zero_grad()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("case", _CASES)

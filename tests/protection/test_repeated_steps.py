@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CompileConfig
+from transformers import CompileConfig, LogitsProcessor
 from transformers.cache_utils import DynamicCache
 
 import ft2
@@ -24,6 +26,8 @@ from tests.zoo.configs import small_model
 _LAYER = "model.layers.1.mlp.up_proj"
 _NEW = 9
 _STRUCK = 5
+# So many tokens that the struck step is one of those that leave layers out.
+_LEFT_AT = 12
 
 
 @pytest.fixture(autouse=True)
@@ -99,9 +103,9 @@ class _Strike:
     def _spoil(self, policy: Any, forward: Forward, output: Any) -> None:
         # Logits, or the hidden states of a decoder that a head was compiled around before.
         next(iter(output.values()))[self._row] = self._value
-        for layer in output.past_key_values.layers:
-            for written in (layer.keys, layer.values):
-                written[self._row, :, forward.cached] = self._value
+        layer = output.past_key_values.layers[0]
+        for written in (layer.keys, layer.values):
+            written[self._row, :, forward.cached] = self._value
         policy._watched[0]._flags[forward.rows][self._row] = WRONG_SUM
 
 
@@ -141,6 +145,36 @@ def test_what_goes_wrong_in_such_a_step_leaves_no_trace(
     assert in_full == [0, 1]
     assert handle.counts == [0] * (rows - 1) + [1]
     assert [each.recomputed[-1] for each in handle.recomputations] == [1]
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+class _Leaving(LogitsProcessor):
+    """Has some steps computed by half of the layers."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._layers = model, model.config.num_hidden_layers
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        early = input_ids.shape[1] % 3 == 0
+        self._model.config.num_hidden_layers = self._layers // 2 if early else self._layers
+        return scores
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_layers_that_a_step_leaves_out_keep_what_they_had(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model(num_hidden_layers=4)
+    ids = prompts(2, tokens=_LEFT_AT - _STRUCK)
+    leaving = {"logits_processor": [_Leaving(model)]}
+    expected = _say(model, ids, mode, **leaving)
+    model.config.num_hidden_layers = 4
+    strike = _Strike(monkeypatch, 1)
+    with ft2.protect(model, "ft2-recompute") as handle:
+        got = _say(model, ids, mode, **leaving)
+    assert strike.left == 0
+    assert handle.counts == [0, 1]
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one, other)
 
@@ -258,6 +292,34 @@ def test_another_cache_in_the_same_request_is_told_in_full(in_full: list[int]) -
     assert len(in_full) == 4
     for layer, keys in zip(caches[1].layers, before, strict=True):
         assert torch.equal(layer.keys[..., :-1, :], keys)
+
+
+def test_a_step_without_the_cache_that_is_gone_is_told_in_full(in_full: list[int]) -> None:
+    model: Any = tiny_model()
+    cache = DynamicCache()
+    with torch.no_grad(), ft2.protect(model, "ft2-recompute"), ft2.request(model):
+        model(prompts(1), past_key_values=cache)
+        for _ in range(3):
+            _step(model, cache)
+        gone = weakref.ref(cache)
+        del cache
+        gc.collect()
+        assert gone() is None
+        model(torch.tensor([[11]]), use_cache=False)
+    assert in_full == [0, 1, 4]
+
+
+def test_where_gradients_are_recorded_every_step_is_told_in_full(in_full: list[int]) -> None:
+    model: Any = tiny_model()
+    cache = DynamicCache()
+    with ft2.protect(model, "ft2-recompute"), ft2.request(model):
+        with torch.no_grad():
+            model(prompts(1), past_key_values=cache)
+            for _ in range(2):
+                _step(model, cache)
+        for _ in range(2):
+            _step(model, cache)
+    assert in_full == [0, 1, 3, 4]
 
 
 def test_autocast_that_begins_in_between_is_refused() -> None:

@@ -29,8 +29,8 @@ from ft2.forward import (
     Call,
     Clock,
     Forward,
-    Growth,
     Kept,
+    LengthRecord,
     Order,
     Reviewer,
     Tap,
@@ -92,10 +92,8 @@ class RecomputePolicy(Policy, Reviewer):
         self._phases: set[bool] = set()
         self._warned = False
         # What the running forward uses.
-        self._record: CacheRecord | Growth
+        self._record: CacheRecord | LengthRecord
         self._random: RandomStates
-        # What the last forward that was announced in full did to its cache, if no more than that.
-        self._growth: Growth | None = None
         self._left: Surroundings | None = None
         self._review: _Review | None = None
 
@@ -174,7 +172,7 @@ class RecomputePolicy(Policy, Reviewer):
 
     def forward_started(self, forward: Forward) -> None:
         self._refuse_autocast()
-        self._review = self._growth = None
+        self._review = None
         self._record = CacheRecord(_caches(forward), forward.tokens)
         self._random = RandomStates(self._device)
         # What a forward does not leave behind the first time, it never does.
@@ -192,19 +190,19 @@ class RecomputePolicy(Policy, Reviewer):
         self._was_in_force |= self._detect != "bounds" or has_bounds
 
     def forward_repeats(self, forward: Forward) -> Callable[[], None] | None:
-        growth = self._growth
         # Bounds may be learned anew from step to step, and where tokens go to experts is seen anew.
-        if self._detect != "checksums" or self._products is not None or forward.real is not None:
+        if self._detect != "checksums" or self._products is not None or torch.is_grad_enabled():
             return None
-        if growth is None or growth.cache is not forward.cache or not growth.is_seen():
+        if _caches(forward) != [forward.cache] or not LengthRecord.suits(forward.cache):
             return None
 
         def prepare() -> None:
             self._refuse_autocast()
-            self._review, self._record = None, growth
+            self._review = None
+            self._record = LengthRecord(self._clock.forward.cache)
             self._random = RandomStates(self._device)
             for watched in self._watched:
-                watched.repeat()
+                watched.again()
 
         return prepare
 
@@ -216,7 +214,7 @@ class RecomputePolicy(Policy, Reviewer):
         if review is None:
             if flagged is None:
                 return False
-            cache = self._cache_of(forward, output)
+            cache = forward.cache if forward.cache is not None else cache_made_by(output)
             review = self._review = _Review(flagged, self._outputs())
             # Rows taken from the first computation would pass no gradients on: then all are new.
             if not bool(flagged.all()) and not records_gradients(output):
@@ -251,8 +249,6 @@ class RecomputePolicy(Policy, Reviewer):
         requests = self._requests_of(forward.call, forward.rows)
         for watched in self._watched:
             watched.learn(requests)
-        if isinstance(self._record, CacheRecord):
-            self._growth = self._record.growth()
         # What was kept for undoing is let go.
         del self._record, self._random
         self._review = None
@@ -260,7 +256,7 @@ class RecomputePolicy(Policy, Reviewer):
 
     def _adopt(self, forward: Forward, output: Any, review: _Review) -> Any:
         if review.kept is not None:
-            cache = self._cache_of(forward, output)
+            cache = forward.cache if forward.cache is not None else cache_made_by(output)
             review.kept.adopt(cache, review.flagged)
             for watched, before in zip(self._watched, review.learned, strict=True):
                 watched.adopt(before, review.flagged)
@@ -279,11 +275,6 @@ class RecomputePolicy(Policy, Reviewer):
                 stacklevel=2,
             )
         return output
-
-    def _cache_of(self, forward: Forward, output: Any) -> Any:
-        if isinstance(self._record, Growth):
-            return self._record.cache
-        return forward.cache if forward.cache is not None else cache_made_by(output)
 
     def _refuse_autocast(self) -> None:
         if torch.is_autocast_enabled(self._device.type):
