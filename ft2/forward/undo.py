@@ -205,40 +205,33 @@ class LengthRecord:
     def __init__(self, cache: Any) -> None:
         self._layers = cache.layers
         self._count = len(self._layers)
-        self._lengths = [
-            None if isinstance(layer, StaticLayer) else layer.keys.shape[-2]
-            for layer in self._layers
-        ]
-        self._live = [
-            layer.cumulative_length for layer in self._layers if isinstance(layer, StaticLayer)
-        ]
-        with torch.no_grad():
-            self._saved = torch.stack(self._live) if self._live else None
+        self._live: list[Tensor] = []
+        self._lengths: list[int] = []
+        if self._count and type(self._layers[0]) is StaticLayer:
+            self._live = [layer.cumulative_length for layer in self._layers]
+            with torch.no_grad():
+                self._saved = torch.stack(self._live)
+        else:
+            self._lengths = [layer.keys.size(-2) for layer in self._layers]
 
     @staticmethod
     def suits(cache: Any) -> bool:
         """Whether forwards can do no more to this cache than to add to layers, or to make some."""
         if type(cache) not in _FLAT or getattr(cache, "offloading", False):
             return False
-        static = [layer for layer in cache.layers if type(layer) is StaticLayer]
-        if len({layer.cumulative_length.device for layer in static}) > 1:
-            return False
-        return all(
-            layer.is_initialized
-            if type(layer) is StaticLayer
-            else type(layer) is DynamicLayer and _is_cut(layer)
-            for layer in cache.layers
-        )
+        layers = cache.layers
+        if all(type(layer) is StaticLayer and layer.is_initialized for layer in layers):
+            return len({layer.cumulative_length.device for layer in layers}) <= 1
+        return all(type(layer) is DynamicLayer and _is_cut(layer) for layer in layers)
 
     def undo(self) -> None:
         """Put everything back."""
         # Layers can be made late.
         del self._layers[self._count :]
         with torch.no_grad():
-            for layer, length in zip(self._layers, self._lengths, strict=True):
-                if length is not None:
-                    _cut(layer, length)
-            if self._saved is not None:
+            for layer, length in zip(self._layers, self._lengths, strict=False):
+                _cut(layer, length)
+            if self._live:
                 torch._foreach_copy_(self._live, list(self._saved.unbind()))
 
 
