@@ -378,6 +378,9 @@ class Clock:
                 mask = functional.pad(mask.bool(), (0, max(0, tokens - mask.shape[1])), value=True)
                 start = cached if mask.shape[1] > cached + tokens else mask.shape[1] - tokens
                 real = mask[:, start : start + tokens]
+                # Of most batches nothing is padded, and much is spared where that is known.
+                if bool(real.all()):
+                    real = None
         return Forward(call, step, rows, tokens, cached, real, inputs, cache)
 
     def _cached_tokens(self, cache: Any, call: Call | None, tokens: int) -> int:

@@ -128,16 +128,21 @@ def test_padding_on_the_left_is_not_real(model_type: str, options: dict[str, Any
     with listening(model) as heard:
         _generate(model, _LEFT_PADDED, attention_mask=_MASK, **options)
     first = [each for each in heard.forwards if each.is_first_token]
-    real = [each.real for each in first]
-    assert all(each is not None for each in real)
-    assert torch.equal(torch.cat([each for each in real if each is not None], 1), _MASK.bool())
+    assert first[0].real is not None
+    # Where no row of a chunk is padded, no mask is told.
+    real = [
+        torch.ones(each.rows, each.tokens, dtype=torch.bool) if each.real is None else each.real
+        for each in first
+    ]
+    assert torch.equal(torch.cat(real, 1), _MASK.bool())
 
 
-def test_a_prompt_without_padding_is_real_throughout() -> None:
+@pytest.mark.parametrize("mask", [None, torch.ones_like(_PROMPT)], ids=["no mask", "all ones"])
+def test_of_a_prompt_without_padding_no_mask_is_told(mask: Tensor | None) -> None:
     model = tiny_model("llama")
     with listening(model) as heard:
-        _generate(model)
-    assert all(each is None or all(map(all, each)) for each in heard.real)
+        _generate(model, attention_mask=mask)
+    assert heard.real == [None] * len(heard.forwards)
 
 
 def test_a_new_token_is_never_padding() -> None:
@@ -201,10 +206,10 @@ def test_a_padded_call_resumed_from_a_cache_reads_the_end_of_its_mask() -> None:
     cache = DynamicCache(config=model.config)
     model(_LEFT_PADDED, attention_mask=_MASK, past_key_values=cache)
     longer = torch.cat([_LEFT_PADDED, torch.full((2, 2), 11)], 1)
-    mask = torch.cat([_MASK, torch.ones(2, 2, dtype=torch.long)], 1)
+    mask = torch.cat([_MASK, torch.tensor([[1, 1], [0, 1]])], 1)
     with listening(model) as heard:
         _generate(model, longer, attention_mask=mask, past_key_values=cache)
-    assert heard.real[0] == [[True, True], [True, True]]
+    assert heard.real[0] == [[True, True], [False, True]]
 
 
 def test_a_call_resumed_from_a_static_cache_starts_at_step_zero() -> None:
