@@ -7,6 +7,7 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 pytest_plugins = ["pytester"]
 
@@ -24,3 +25,13 @@ def _fewest_checks() -> Generator[None, None, None]:
         return
     with torch._dynamo.config.patch({name: True}):
         yield
+
+
+@pytest.fixture
+def fresh_compiler() -> Generator[None, None, None]:
+    """Have nothing that another test compiled, and leave nothing."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+    counters.clear()

@@ -154,7 +154,7 @@ class CacheRecord:
                 "transformers' dynamic or static caches, or another protection"
             )
         # A reference to what it held would keep all of it in memory, beside the longer one.
-        if kind is DynamicLayer and _is_cut(layer):
+        if kind is DynamicLayer and _can_be_cut(layer):
             self._grown.append((layer, layer.keys.shape[-2]))
             return
         if kind in _RECURRENT:
@@ -222,7 +222,7 @@ class LengthRecord:
         layers = cache.layers
         if all(type(layer) is StaticLayer and layer.is_initialized for layer in layers):
             return len({layer.cumulative_length.device for layer in layers}) <= 1
-        return all(type(layer) is DynamicLayer and _is_cut(layer) for layer in layers)
+        return all(type(layer) is DynamicLayer and _can_be_cut(layer) for layer in layers)
 
     def undo(self) -> None:
         """Put everything back."""
@@ -314,7 +314,7 @@ class _Put:
         setattr(self._owner(), self._name, values)
 
 
-def _is_cut(layer: Any) -> bool:
+def _can_be_cut(layer: Any) -> bool:
     """Whether a dynamic layer can be cut to its length: no gradients are lost by that."""
     return layer.is_initialized and layer.keys.dim() == 4 and not layer.keys.requires_grad
 

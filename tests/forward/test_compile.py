@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.utils import counters
-from transformers import CompileConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 import ft2
 from ft2.forward import Clock, Forward, Listener, Order, tap
+from tests.compiling import compiling
 from tests.forward.heard import listening
 from tests.tiny_models import tiny_model
 
@@ -23,11 +24,7 @@ _LAYER = "model.layers.0.mlp.up_proj"
 _FAULT = ft2.Fault(call=0, step=0, layer=_LAYER, row=0, position=2, neuron=3, bits=(30,))
 
 
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Generator[None, None, None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def _model() -> PreTrainedModel:
@@ -107,14 +104,10 @@ def test_a_model_compiled_while_something_was_attached_is_clean_afterwards() -> 
 
 def test_a_static_cache_that_generate_compiles_is_heard_step_by_step() -> None:
     model = _model()
-    config = CompileConfig(backend="eager", mode=None)
-    config._compile_all_devices = True
     options: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
 
     def generate() -> Tensor:
-        return model.generate(
-            _PROMPT, cache_implementation="static", compile_config=config, **options
-        )
+        return model.generate(_PROMPT, **compiling(), **options)
 
     expected = model.generate(_PROMPT, **options)
     counters.clear()
@@ -131,11 +124,9 @@ def test_a_static_cache_that_generate_compiles_is_heard_step_by_step() -> None:
 
 def test_a_call_that_generate_compiled_while_something_listened_works_afterwards() -> None:
     model = _model()
-    config = CompileConfig(backend="eager", mode=None)
-    config._compile_all_devices = True
     options: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     expected = model.generate(_PROMPT, **options)
-    options |= {"cache_implementation": "static", "compile_config": config}
+    options |= compiling()
     for _ in range(2):
         with listening(model) as heard:
             assert torch.equal(model.generate(_PROMPT, **options), expected)

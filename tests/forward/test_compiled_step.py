@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, SimpleNamespace
 from typing import Any
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch.overrides import TorchFunctionMode
 from transformers import (
-    CompileConfig,
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
@@ -39,6 +38,7 @@ import ft2
 from ft2.forward import Clock, Forward, Listener
 from ft2.forward.compiled_step import CompiledStep
 from ft2.forward.repetition import Repetition
+from tests.compiling import compiling
 from tests.forward.known_steps import known_steps
 from tests.tiny_models import tiny_model
 
@@ -46,15 +46,11 @@ _PROMPT = torch.tensor([[5, 6, 7, 8]])
 _NEW = 8
 
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
+
 def _eager(*_: Any) -> None:
     """What compiles, where it does not matter what does."""
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Generator[None, None, None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture
@@ -65,10 +61,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def _say(model: Any, prompt: Tensor = _PROMPT, **options: Any) -> Tensor:
     """Generate with a static cache and compiled code, and return the tokens and logits."""
-    config = CompileConfig(backend="eager", mode=None)
-    config._compile_all_devices = True
-    options = {"cache_implementation": "static", "compile_config": config} | options
-    return _generate(model, prompt, **options)
+    return _generate(model, prompt, **(compiling() | options))
 
 
 def _generate(model: Any, prompt: Tensor = _PROMPT, **options: Any) -> Tensor:
@@ -261,9 +254,6 @@ def test_rows_that_end_count_no_more_in_steps_that_repeat(
         said = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
         # One row ends in the middle, which others may do later.
         options |= {"eos_token_id": int(said[0, 8]), "pad_token_id": 0}
-        config = CompileConfig(backend="eager", mode=None)
-        config._compile_all_devices = True
-        compiled = {"cache_implementation": "static", "compile_config": config}
 
         def counts(**more: Any) -> list[int]:
             options_ = options | more
@@ -271,7 +261,7 @@ def test_rows_that_end_count_no_more_in_steps_that_repeat(
             return protection.counts[-3:]
 
         full = protection.counts[-3:]
-        in_few_words = counts(), counts(**compiled)
+        in_few_words = counts(), counts(**compiling())
         assert known
         monkeypatch.setattr(Repetition, "after", lambda *_: None)
         in_full = counts()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from transformers import CompileConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 import ft2
+from tests.compiling import compiling
 from tests.protection.watch import generate, prompts, watching
 from tests.tiny_models import tiny_model
 
@@ -22,13 +23,7 @@ UP = "model.layers.0.mlp.up_proj"
 Compile = Callable[[Any, str], Any]
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-    counters.clear()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def broken_model() -> PreTrainedModel:
@@ -174,9 +169,7 @@ def test_twenty_tokens_take_a_handful_of_graphs(architecture: str) -> None:
 
 
 def static(backend: str) -> dict[str, Any]:
-    config = CompileConfig(backend=backend, mode=None, fullgraph=False)
-    config._compile_all_devices = True
-    return {"cache_implementation": "static", "compile_config": config, "eos_token_id": None}
+    return {**compiling(backend), "eos_token_id": None}
 
 
 def test_what_generate_compiles_for_a_static_cache_is_protected() -> None:

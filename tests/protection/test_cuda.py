@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -15,7 +14,10 @@ import ft2
 from tests.forward.known_steps import known_steps
 from tests.tiny_models import tiny_model
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("fresh_compiler"),
+]
 
 _LAYER = "model.layers.1.mlp.up_proj"
 _MODES: dict[str, dict[str, Any]] = {
@@ -25,13 +27,6 @@ _MODES: dict[str, dict[str, Any]] = {
     "static cache, compiled": {"cache_implementation": "static"},
     "without a cache": {"use_cache": False},
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Generator[None, None, None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def _say(model: PreTrainedModel, **options: Any) -> Tensor:

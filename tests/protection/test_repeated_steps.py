@@ -5,19 +5,20 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CompileConfig, LogitsProcessor
+from transformers import LogitsProcessor
 from transformers.cache_utils import DynamicCache
 
 import ft2
 from ft2.forward import Forward
 from ft2.native import WRONG_SUM
 from ft2.protection.policies.recompute import RecomputePolicy
+from tests.compiling import compiling
 from tests.forward.known_steps import known_steps
 from tests.protection.watch import prompts
 from tests.tiny_models import tiny_model
@@ -29,12 +30,7 @@ _STRUCK = 5
 # So many tokens that the struck step is one of those that leave layers out.
 _LEFT_AT = 12
 
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Generator[None, None, None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.fixture
@@ -51,16 +47,10 @@ def in_full(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-def _compiling() -> dict[str, Any]:
-    config = CompileConfig(backend="eager", mode=None)
-    config._compile_all_devices = True
-    return {"cache_implementation": "static", "compile_config": config}
-
-
 _MODES: dict[str, Callable[[], dict[str, Any]]] = {
     "dynamic": dict,
     "static": lambda: {"cache_implementation": "static", "disable_compile": True},
-    "compiled": _compiling,
+    "compiled": compiling,
 }
 
 
@@ -274,33 +264,35 @@ def test_bounds_have_every_step_told_in_full(in_full: list[int]) -> None:
     assert in_full == [*range(_NEW)]
 
 
-def _step(model: Any, cache: DynamicCache, token: int = 11) -> Tensor:
-    logits: Tensor = model(torch.tensor([[token]]), past_key_values=cache).logits
-    return logits
+def _step(model: Any, cache: DynamicCache) -> None:
+    model(torch.tensor([[11]]), past_key_values=cache)
+
+
+def _begun(model: Any, steps: int = 3) -> DynamicCache:
+    """A cache of a prompt and some steps."""
+    cache = DynamicCache()
+    model(prompts(1), past_key_values=cache)
+    for _ in range(steps):
+        _step(model, cache)
+    return cache
 
 
 def test_another_cache_in_the_same_request_is_told_in_full(in_full: list[int]) -> None:
     model: Any = tiny_model()
-    caches = [DynamicCache(), DynamicCache()]
     with torch.no_grad(), ft2.protect(model, "ft2-recompute"), ft2.request(model):
-        for cache in caches:
-            model(prompts(1), past_key_values=cache)
-        for _ in range(3):
-            _step(model, caches[0])
-        before = [each.keys.clone() for each in caches[1].layers]
-        _step(model, caches[1])
+        other = _begun(model, steps=0)
+        _begun(model, steps=3)
+        before = [each.keys.clone() for each in other.layers]
+        _step(model, other)
     assert len(in_full) == 4
-    for layer, keys in zip(caches[1].layers, before, strict=True):
+    for layer, keys in zip(other.layers, before, strict=True):
         assert torch.equal(layer.keys[..., :-1, :], keys)
 
 
 def test_a_step_without_the_cache_that_is_gone_is_told_in_full(in_full: list[int]) -> None:
     model: Any = tiny_model()
-    cache = DynamicCache()
     with torch.no_grad(), ft2.protect(model, "ft2-recompute"), ft2.request(model):
-        model(prompts(1), past_key_values=cache)
-        for _ in range(3):
-            _step(model, cache)
+        cache = _begun(model)
         gone = weakref.ref(cache)
         del cache
         gc.collect()
@@ -311,12 +303,9 @@ def test_a_step_without_the_cache_that_is_gone_is_told_in_full(in_full: list[int
 
 def test_where_gradients_are_recorded_every_step_is_told_in_full(in_full: list[int]) -> None:
     model: Any = tiny_model()
-    cache = DynamicCache()
     with ft2.protect(model, "ft2-recompute"), ft2.request(model):
         with torch.no_grad():
-            model(prompts(1), past_key_values=cache)
-            for _ in range(2):
-                _step(model, cache)
+            cache = _begun(model, steps=2)
         for _ in range(2):
             _step(model, cache)
     assert in_full == [0, 1, 3, 4]
@@ -324,27 +313,21 @@ def test_where_gradients_are_recorded_every_step_is_told_in_full(in_full: list[i
 
 def test_autocast_that_begins_in_between_is_refused() -> None:
     model: Any = tiny_model()
-    cache = DynamicCache()
     with torch.no_grad(), ft2.protect(model, "ft2-recompute"), ft2.request(model):
-        model(prompts(1), past_key_values=cache)
-        for _ in range(3):
-            _step(model, cache)
+        cache = _begun(model)
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
             _step(model, cache)
 
 
 def test_a_step_that_fails_leaves_no_flag_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = tiny_model()
-    cache = DynamicCache()
 
     def fail(policy: Any, forward: Forward, output: Any) -> bool:
         policy._watched[0]._flags[forward.rows][0] = WRONG_SUM
         raise KeyError("between computing and reading")
 
     with torch.no_grad(), ft2.protect(model, "ft2-recompute") as handle, ft2.request(model):
-        model(prompts(1), past_key_values=cache)
-        for _ in range(3):
-            _step(model, cache)
+        cache = _begun(model)
         with monkeypatch.context() as patch:
             patch.setattr(RecomputePolicy, "rejects", fail)
             with pytest.raises(KeyError):
