@@ -72,7 +72,14 @@ def main() -> None:
         for requests in arguments.requests:
             layers, held = bytes_held(shape, requests)
             rows.append((title, requests, layers, held, held / requests / layers, 4 * layers))
-    headers = ("model", "requests", "layers", "bytes", "a request and layer", "the paper's")
+    headers = (
+        "model",
+        "requests",
+        "layers",
+        "bytes",
+        "a request and layer",
+        "the paper's, a request",
+    )
     print(tabulate(rows, headers, floatfmt=".1f"))
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
