@@ -101,11 +101,10 @@ class Listener:
     def forward_repeats(self, forward: Forward) -> Callable[[], None] | None:
         """Say what to do before further steps that are like `forward` in all but their number.
 
-        They are of the same call, in the same mode, with the same cache and gradients recorded or
-        not as before, of one token for each of the same rows, of which more may have ended
-        (`Call.ended`). What is returned is called in place of
-        :meth:`forward_started` and :meth:`forward_finished`, until a forward is another one. None,
-        which this returns, has each announced in full.
+        They are of the same call, in the same mode, with the same cache or none, of one token for
+        each of the same rows, of which more may have ended (`Call.ended`). What is returned is
+        called in place of :meth:`forward_started` and :meth:`forward_finished`, until a forward is
+        another one. None, which this returns, has each announced in full.
         """
         return None
 

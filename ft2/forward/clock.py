@@ -379,7 +379,7 @@ class Clock:
                 start = cached if mask.shape[1] > cached + tokens else mask.shape[1] - tokens
                 real = mask[:, start : start + tokens]
                 # Of most batches nothing is padded, and much is spared where that is known.
-                if bool(real.all()):
+                if _masks_nothing(real):
                     real = None
         return Forward(call, step, rows, tokens, cached, real, inputs, cache)
 
@@ -387,7 +387,7 @@ class Clock:
         cached = length_of(cache)
         if cached is None or (not isinstance(cached, Tensor) and cached == 0):
             return self._fed.get(cache, 0) if is_cache(cache) else 0
-        # A static cache counts on the device, and cannot be cropped: reading it would wait.
+        # A static cache counts on the device: reading it would wait.
         if isinstance(cached, Tensor) and call is not None and call.step >= 0:
             return call.cached
         return int(cached)
@@ -481,6 +481,13 @@ def _compute(clock: Clock, module: nn.Module, call: Any, args: Any, kwargs: Any)
     for lane in clock.lanes:
         lane.finish()
     return output
+
+
+def _masks_nothing(real: Tensor) -> bool:
+    # For a graph that is being captured nothing can be waited for.
+    if real.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return bool(real.all())
 
 
 def _is_compiled(compiler: Any, module: nn.Module) -> bool:

@@ -58,7 +58,6 @@ class Repetition:
         self._shape = torch.Size((forward.rows, 1))
         self._takes_ids_first = first_parameter == "input_ids"
         self._cache = weakref.ref(forward.cache) if is_cache(forward.cache) else None
-        self._records_gradients = torch.is_grad_enabled()
         self.is_compiled = is_compiled
         self.compiled: CompiledStep | None = None
         self._preparations = tuple(preparations)
@@ -99,14 +98,14 @@ class Repetition:
             not isinstance(tokens, Tensor)
             or tokens.shape != self._shape
             or (call.tokens_are_counted and call.tokens_generated != step)
-            or torch.is_grad_enabled() is not self._records_gradients
         ):
             return None
-        if self._cache is not None:
-            cache = self._cache()
-            if cache is None or cache_in(kwargs) is not cache:
-                return None
-            forward.cache = cache
+        cache = cache_in(kwargs)
+        known = None if self._cache is None else self._cache()
+        # One that is gone is not the same as none.
+        if cache is not known or (cache is None) is not (self._cache is None):
+            return None
+        forward.cache = cache
         forward.step = call.step = step
         forward.cached += 1
         call.cached += 1

@@ -198,40 +198,43 @@ class LengthRecord:
 
     Parameters
     ----------
-    cache:
-        One that :meth:`suits` was asked about.
+    layers:
+        The cache's own list of them, which grows where layers are made late.
+    lengths:
+        Of dynamic layers.
+    live:
+        Of static layers, which count on their device, all of them on one.
     """
 
-    def __init__(self, cache: Any) -> None:
-        self._layers = cache.layers
-        self._count = len(self._layers)
-        self._live: list[Tensor] = []
-        self._lengths: list[int] = []
-        if self._count and type(self._layers[0]) is StaticLayer:
-            self._live = [layer.cumulative_length for layer in self._layers]
-            with torch.no_grad():
-                self._saved = torch.stack(self._live)
-        else:
-            self._lengths = [layer.keys.size(-2) for layer in self._layers]
+    def __init__(self, layers: list[Any], lengths: list[int], live: list[Tensor]) -> None:
+        self._layers, self._count = layers, len(layers)
+        self._lengths, self._live = lengths, live
+        with torch.no_grad():
+            self._saved = torch.stack(live) if live else None
 
-    @staticmethod
-    def suits(cache: Any) -> bool:
-        """Whether forwards can do no more to this cache than to add to layers, or to make some."""
+    @classmethod
+    def of(cls, cache: Any) -> LengthRecord | None:
+        """Return what a cache holds now, or None if its layers' lengths do not tell it."""
         if type(cache) not in _FLAT or getattr(cache, "offloading", False):
-            return False
+            return None
         layers = cache.layers
-        if all(type(layer) is StaticLayer and layer.is_initialized for layer in layers):
-            return len({layer.cumulative_length.device for layer in layers}) <= 1
-        return all(type(layer) is DynamicLayer and _can_be_cut(layer) for layer in layers)
+        kinds = set(map(type, layers))
+        if kinds == {DynamicLayer} and all(map(_can_be_cut, layers)):
+            return cls(layers, [layer.keys.size(-2) for layer in layers], [])
+        if kinds == {StaticLayer} and all(layer.is_initialized for layer in layers):
+            # Layers of transformers before 5.4 count nothing.
+            live = [layer.cumulative_length for layer in layers if hasattr(layer, _LENGTHS[0])]
+            if len(live) == len(layers) and len({each.device for each in live}) == 1:
+                return cls(layers, [], live)
+        return None
 
     def undo(self) -> None:
         """Put everything back."""
-        # Layers can be made late.
         del self._layers[self._count :]
         with torch.no_grad():
             for layer, length in zip(self._layers, self._lengths, strict=False):
                 _cut(layer, length)
-            if self._live:
+            if self._saved is not None:
                 torch._foreach_copy_(self._live, list(self._saved.unbind()))
 
 
@@ -315,8 +318,11 @@ class _Put:
 
 
 def _can_be_cut(layer: Any) -> bool:
-    """Whether a dynamic layer can be cut to its length: no gradients are lost by that."""
-    return layer.is_initialized and layer.keys.dim() == 4 and not layer.keys.requires_grad
+    """Whether a dynamic layer can be cut to its length, and loses no gradients by that."""
+    if not layer.is_initialized:
+        return False
+    keys, values = layer.keys, layer.values
+    return keys.dim() == 4 and not (keys.requires_grad or values.requires_grad)
 
 
 def _cut(layer: Any, length: int) -> None:

@@ -100,11 +100,11 @@ def _answer_of(
 
 
 def _decides(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether what is asked for are numbers, of which there are none, for Python to see."""
+    """Whether Python sees numbers of the result, or their number, where there are none."""
     if not any(each.is_meta for each in tensors_in((args, kwargs))):
         return False
-    packet = func.overloadpacket
-    return packet in _DECIDING or (packet is _aten._to_copy and _is_list(args[0], kwargs))
+    decides = _DECIDING.get(func.overloadpacket)
+    return decides is not None and decides(*args, **kwargs)
 
 
 def _scalar(func: Any, tensor: Tensor) -> Any:
@@ -164,10 +164,14 @@ def _histc(func: Any, tensor: Tensor, bins: int = 100, *bounds: Any) -> Tensor:
     return tensor.new_empty((bins,))
 
 
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
+
+
 def _index(func: Any, tensor: Tensor, indices: Any) -> Tensor:
     found: list[Tensor | None] = []
     for index in indices:
-        if index is None or index.dtype not in (torch.bool, torch.uint8):
+        if not _is_mask(index):
             found.append(index)
         else:
             found.extend(torch.empty((1,), dtype=torch.int64, device="meta") for _ in index.shape)
@@ -206,5 +210,17 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     _aten._grouped_mm: _grouped_mm,
     _aten.repeat_interleave: _repeat_interleave,
 }
-_DECIDING = frozenset([_aten._local_scalar_dense, _aten.item, _aten.equal, _aten.nonzero])
+# What tells numbers to Python, and what has a shape that depends on numbers.
+_DECIDING: dict[Any, Callable[..., bool]] = {
+    **dict.fromkeys(
+        [
+            *(_aten._local_scalar_dense, _aten.item, _aten.equal, _aten.nonzero),
+            *(_aten.masked_select, _aten.bincount),
+        ],
+        lambda *args, **kwargs: True,
+    ),
+    _aten._to_copy: lambda tensor, **options: _is_list(tensor, options),
+    _aten.index: lambda tensor, indices: any(map(_is_mask, indices)),
+    _aten.repeat_interleave: lambda repeats, output_size=None: output_size is None,
+}
 _MOVES: dict[Any, Callable[..., Any]] = {_aten._to_copy: _to_copy}

@@ -84,6 +84,10 @@ _GUARDS: dict[str, Callable[[Tensor], Any]] = {
     "a comparison": lambda hidden: hidden.sum() > 1,
     "a list": lambda hidden: 3 in hidden.argmax(-1).flatten().tolist(),
     "where": lambda hidden: len((hidden > 1).nonzero()) > 1,
+    "how many": lambda hidden: hidden[hidden > 1].numel() > 2,
+    "selected": lambda hidden: len(hidden.masked_select(hidden > 1)) > 2,
+    "counted": lambda hidden: len(torch.bincount(hidden.argmax(-1).flatten())) > 2,
+    "repeated": lambda hidden: len(torch.repeat_interleave(hidden.argmax(-1).flatten())) > 2,
     "equal": lambda hidden: not torch.equal(hidden, hidden + 0),
 }
 

@@ -98,14 +98,14 @@ def test_lengths_alone_undo_what_is_added_to_plain_layers(case: str) -> None:
     make, cache_of = _CASES[case]
     model = make()
     plain, undone = cache_of(model), cache_of(model)
-    assert not LengthRecord.suits(_static(model))
+    assert LengthRecord.of(_static(model)) is None
     for cache in (plain, undone):
         _forward(model, _ids(2, 5, 0), cache)
     for step, tokens in enumerate([1, 1, 3, 1]):
         ids = _ids(2, tokens, step)
         expected = _forward(model, ids, plain)
-        assert LengthRecord.suits(undone)
-        record = LengthRecord(undone)
+        record = LengthRecord.of(undone)
+        assert record is not None
         for wrong in (100, 200):
             _forward(model, _ids(2, tokens, step + wrong), undone)
             record.undo()
@@ -119,7 +119,8 @@ def test_layers_that_a_forward_skips_or_makes_are_put_back_too() -> None:
     model = tiny_model(num_hidden_layers=4)
     for cache in (DynamicCache(), _static(model)):
         _forward(model, _ids(2, 5, 0), cache)
-        before, record = _held(cache), LengthRecord(cache)
+        record = LengthRecord.of(cache)
+        assert record is not None
         model.config.num_hidden_layers = 2
         _forward(model, _ids(2, 1, 1), cache)
         model.config.num_hidden_layers = 4
@@ -130,14 +131,14 @@ def test_layers_that_a_forward_skips_or_makes_are_put_back_too() -> None:
             _forward(model, ids, expected)
         for one, other in zip(_held(cache), _held(expected), strict=True):
             assert torch.equal(one, other)
-        assert len(before) == len(_held(cache))
     made = DynamicCache()
     model.config.num_hidden_layers = 2
     _forward(model, _ids(2, 5, 0), made)
-    record = LengthRecord(made)
+    late = LengthRecord.of(made)
+    assert late is not None
     model.config.num_hidden_layers = 4
     _forward(model, _ids(2, 1, 1), made)
-    record.undo()
+    late.undo()
     assert len(made.layers) == 2
     assert {layer.get_seq_length() for layer in made.layers} == {5}
 
@@ -150,7 +151,7 @@ def test_lengths_alone_do_not_suit_what_forgets_or_remembers_otherwise(case: str
     cache = cache_of(model)
     for step in range(_WINDOW + 3):
         _forward(model, _ids(2, 1 if step else 4, step), cache)
-        assert not LengthRecord.suits(cache)
+        assert LengthRecord.of(cache) is None
 
 
 @torch.no_grad()
@@ -160,35 +161,61 @@ def test_lengths_alone_suit_one_cache_of_transformers_on_one_device() -> None:
     class Own(DynamicCache):
         pass
 
-    for cache in (Own(), DynamicCache(offloading=True) if torch.cuda.is_available() else Own()):
+    own = Own()
+    _forward(model, _ids(2, 5, 0), own)
+    assert LengthRecord.of(own) is None
+    assert LengthRecord.of(EncoderDecoderCache(DynamicCache(), DynamicCache())) is None
+    moved = DynamicCache()
+    _forward(model, _ids(2, 5, 0), moved)
+    assert LengthRecord.of(moved) is not None
+    moved.offloading = True
+    assert LengthRecord.of(moved) is None
+    spread, old = _static(model), _static(model)
+    for cache in (spread, old):
         _forward(model, _ids(2, 5, 0), cache)
-        assert not LengthRecord.suits(cache)
-    assert not LengthRecord.suits(EncoderDecoderCache(DynamicCache(), DynamicCache()))
-    spread = _static(model)
-    _forward(model, _ids(2, 5, 0), spread)
-    assert LengthRecord.suits(spread)
+        assert LengthRecord.of(cache) is not None
     layer: Any = spread.layers[1]
     layer.cumulative_length = layer.cumulative_length.to("meta")
-    assert not LengthRecord.suits(spread)
+    assert LengthRecord.of(spread) is None
+    # As it is in transformers before 5.4.
+    layer = old.layers[1]
+    del layer.cumulative_length
+    assert LengthRecord.of(old) is None
 
 
+@torch.no_grad()
+def test_a_cache_that_was_emptied_has_no_lengths() -> None:
+    model = tiny_model()
+    cache = DynamicCache()
+    _forward(model, _ids(2, 5, 0), cache)
+    cache.reset()
+    assert LengthRecord.of(cache) is None
+
+
+@pytest.mark.parametrize("trained", ["", "k_proj", "v_proj"])
 @torch.enable_grad()
-def test_gradients_go_through_what_the_cache_held_and_not_through_what_was_undone() -> None:
-    model: Any = tiny_model().requires_grad_(True)
+def test_gradients_go_through_what_the_cache_held_and_not_through_what_was_undone(
+    trained: str,
+) -> None:
+    model: Any = tiny_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
     found = []
     for undoing in (False, True):
         cache = DynamicCache()
         _forward(model, _ids(2, 5, 0), cache)
-        assert not LengthRecord.suits(cache)
+        assert LengthRecord.of(cache) is None
         if undoing:
             before = CacheRecord([cache], 1)
             model(input_ids=_ids(2, 1, 1), past_key_values=cache)
             # Whatever still goes through it would have no gradient that is a number.
             for layer in cache.layers:
-                layer.keys.register_hook(lambda gradient: gradient * torch.nan)
+                for each in (layer.keys, layer.values):
+                    if each.requires_grad:
+                        each.register_hook(lambda gradient: gradient * torch.nan)
             before.undo()
         _forward(model, _ids(2, 1, 2), cache).sum().backward()
-        found.append([each.grad.clone() for each in model.parameters()])
+        found.append([each.grad.clone() for each in model.parameters() if each.requires_grad])
         model.zero_grad()
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -248,6 +249,8 @@ def test_caches_that_forget_and_experts_have_every_step_told_in_full(
     model: Any
     if architecture == "sliding":
         model = tiny_model("mistral", sliding_window=6)
+    elif architecture == "mixtral":
+        model = small_model(architecture, sliding_window=None)
     else:
         model = small_model(architecture)
     if cache == "static" and architecture == "lfm2":
@@ -280,11 +283,11 @@ def _begun(model: Any, steps: int = 3) -> DynamicCache:
 def test_another_cache_in_the_same_request_is_told_in_full(in_full: list[int]) -> None:
     model: Any = tiny_model()
     with torch.no_grad(), ft2.protect(model, "ft2-recompute"), ft2.request(model):
-        other = _begun(model, steps=0)
-        _begun(model, steps=3)
+        other, cache = _begun(model, steps=0), _begun(model, steps=3)
         before = [each.keys.clone() for each in other.layers]
         _step(model, other)
     assert len(in_full) == 4
+    assert cache.get_seq_length() == prompts(1).shape[1] + 3
     for layer, keys in zip(other.layers, before, strict=True):
         assert torch.equal(layer.keys[..., :-1, :], keys)
 
@@ -301,14 +304,65 @@ def test_a_step_without_the_cache_that_is_gone_is_told_in_full(in_full: list[int
     assert in_full == [0, 1, 4]
 
 
-def test_where_gradients_are_recorded_every_step_is_told_in_full(in_full: list[int]) -> None:
+@contextmanager
+def _struck(model: Any) -> Generator[None, None, None]:
+    """A layer puts out no numbers, once, in a step that is struck."""
+    runs = 0
+
+    def strike_once(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        return output * torch.nan if runs == _STRUCK + 1 else output
+
+    hook = model.get_submodule(_LAYER).register_forward_hook(strike_once)
+    try:
+        yield
+    finally:
+        hook.remove()
+    assert runs > _STRUCK + 1
+
+
+def test_a_cache_that_was_emptied_in_between_is_put_back_as_it_was() -> None:
     model: Any = tiny_model()
-    with ft2.protect(model, "ft2-recompute"), ft2.request(model):
-        with torch.no_grad():
-            cache = _begun(model, steps=2)
-        for _ in range(2):
-            _step(model, cache)
-    assert in_full == [0, 1, 3, 4]
+
+    def run() -> Tensor:
+        with torch.no_grad(), ft2.request(model):
+            cache = _begun(model, steps=_STRUCK - 1)
+            cache.reset()
+            logits: Tensor = model(torch.tensor([[11]]), past_key_values=cache).logits
+        return logits
+
+    expected = run()
+    with _struck(model), ft2.protect(model, "ft2-recompute") as handle:
+        got = run()
+    assert torch.equal(got, expected)
+    assert handle.counts == [1]
+
+
+@pytest.mark.parametrize("trained", ["", "v_proj"])
+@pytest.mark.parametrize("begins", [0, 3])
+def test_gradients_are_those_of_the_steps_that_were_kept(trained: str, begins: int) -> None:
+    model: Any = tiny_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        cache = DynamicCache()
+        with ft2.request(model):
+            for step in range(_STRUCK + 2):
+                ids = torch.tensor([[11]]) if step else prompts(1)
+                with torch.set_grad_enabled(step >= begins):
+                    logits = model(ids, past_key_values=cache).logits
+            logits.sum().backward()
+        return [each.grad.clone() for each in model.parameters() if each.requires_grad]
+
+    expected = gradients()
+    with _struck(model), ft2.protect(model, "ft2-recompute") as handle:
+        got = gradients()
+    assert handle.counts == [1]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_autocast_that_begins_in_between_is_refused() -> None:
@@ -317,6 +371,18 @@ def test_autocast_that_begins_in_between_is_refused() -> None:
         cache = _begun(model)
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
             _step(model, cache)
+
+
+def test_after_a_step_that_failed_no_cache_is_held() -> None:
+    model: Any = tiny_model()
+    with torch.no_grad(), ft2.protect(model, "ft2-recompute"), ft2.request(model):
+        cache = _begun(model)
+        with pytest.raises(IndexError):
+            model(torch.tensor([[10_000]]), past_key_values=cache)
+        gone = weakref.ref(cache.layers[0])
+        del cache
+        gc.collect()
+        assert gone() is None
 
 
 def test_a_step_that_fails_leaves_no_flag_behind(monkeypatch: pytest.MonkeyPatch) -> None:

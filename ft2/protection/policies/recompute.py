@@ -191,15 +191,18 @@ class RecomputePolicy(Policy, Reviewer):
 
     def forward_repeats(self, forward: Forward) -> Callable[[], None] | None:
         # Bounds may be learned anew from step to step, and where tokens go to experts is seen anew.
-        if self._detect != "checksums" or self._products is not None or torch.is_grad_enabled():
+        if self._detect != "checksums" or self._products is not None:
             return None
-        if _caches(forward) != [forward.cache] or not LengthRecord.suits(forward.cache):
+        if _caches(forward) != [forward.cache] or LengthRecord.of(forward.cache) is None:
             return None
+        tokens = forward.tokens
 
         def prepare() -> None:
             self._refuse_autocast()
             self._review = None
-            self._record = LengthRecord(self._clock.forward.cache)
+            cache = self._clock.forward.cache
+            # Its layers may be others than a step before.
+            self._record = LengthRecord.of(cache) or CacheRecord([cache], tokens)
             self._random = RandomStates(self._device)
             for watched in self._watched:
                 watched.again()
@@ -249,10 +252,17 @@ class RecomputePolicy(Policy, Reviewer):
         requests = self._requests_of(forward.call, forward.rows)
         for watched in self._watched:
             watched.learn(requests)
-        # What was kept for undoing is let go.
-        del self._record, self._random
-        self._review = None
+        self._let_go()
         return output
+
+    def call_failed(self, error: Exception) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold nothing more of what was kept for undoing."""
+        for name in ("_record", "_random"):
+            vars(self).pop(name, None)
+        self._review = None
 
     def _adopt(self, forward: Forward, output: Any, review: _Review) -> Any:
         if review.kept is not None:
