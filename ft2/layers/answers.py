@@ -103,8 +103,8 @@ def _decides(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether Python sees numbers of the result, or their number, where there are none."""
     if not any(each.is_meta for each in tensors_in((args, kwargs))):
         return False
-    decides = _DECIDING.get(func.overloadpacket)
-    return decides is not None and decides(*args, **kwargs)
+    packet = func.overloadpacket
+    return packet in _DECIDING or (packet in _DECIDING_IF and _DECIDING_IF[packet](*args, **kwargs))
 
 
 def _scalar(func: Any, tensor: Tensor) -> Any:
@@ -210,15 +210,18 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     _aten._grouped_mm: _grouped_mm,
     _aten.repeat_interleave: _repeat_interleave,
 }
-# What tells numbers to Python, and what has a shape that depends on numbers.
-_DECIDING: dict[Any, Callable[..., bool]] = {
-    **dict.fromkeys(
-        [
-            *(_aten._local_scalar_dense, _aten.item, _aten.equal, _aten.nonzero),
-            *(_aten.masked_select, _aten.bincount),
-        ],
-        lambda *args, **kwargs: True,
-    ),
+# What tells numbers to Python, or has a shape that depends on numbers; then what may, by arguments.
+_DECIDING = frozenset(
+    [
+        _aten._local_scalar_dense,
+        _aten.item,
+        _aten.equal,
+        _aten.nonzero,
+        _aten.masked_select,
+        _aten.bincount,
+    ]
+)
+_DECIDING_IF: dict[Any, Callable[..., bool]] = {
     _aten._to_copy: lambda tensor, **options: _is_list(tensor, options),
     _aten.index: lambda tensor, indices: any(map(_is_mask, indices)),
     _aten.repeat_interleave: lambda repeats, output_size=None: output_size is None,
