@@ -9,7 +9,6 @@ and interleaves tokens, so it sees smaller differences; what it finds must be fo
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import random
 import time
@@ -17,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from models import build, twin
 from shapes import NARROW, PROMPT, SHAPES
 from tabulate import tabulate
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 import ft2
 
@@ -30,14 +30,11 @@ _POLICIES = {"alone": None, "again": None, "ft2": "ft2", "ft2-recompute": "ft2-r
 
 def _models(shape: dict[str, Any], device: str) -> dict[str, Any]:
     """Module objects over the same weights, one for each of the above."""
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=dtype).eval()
+    model = build(shape, device)
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
-    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
     models = {}
     for name, policy in _POLICIES.items():
-        models[name] = copy.deepcopy(model, dict(shared))
+        models[name] = twin(model)
         if policy is not None:
             ft2.protect(models[name], policy)
     return models

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from models import build
 from shapes import PROMPT, SHAPES
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 _NEW_TOKENS = 60
 
@@ -26,10 +27,8 @@ _NEW_TOKENS = 60
 def ft2_model() -> Any:
     shape = SHAPES[os.environ.get("FT2_SHAPE", "Llama, 3M parameters")]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=dtype).eval()
+    model = build(shape, device)
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
     return model
 

@@ -32,7 +32,6 @@ recompute
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import itertools
 import json
@@ -48,11 +47,11 @@ from typing import Any
 import numpy as np
 import torch
 from decoding import Decoder, Moment
+from models import build, twin
 from numpy.typing import NDArray
 from shapes import NARROW, PROMPT, SHAPES
 from tabulate import tabulate
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import ft2
 from ft2 import native
@@ -64,18 +63,6 @@ _ALL = {**SHAPES, **NARROW}
 _FIRST_TOKENS = 12
 # What each variant took, turn by turn.
 Turns = dict[str, list[list[Moment]]]
-
-
-def _build(shape: dict[str, Any], device: str) -> Any:
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=dtype).eval()
-
-
-def _twin(model: Any) -> Any:
-    """Another module object over the same weights."""
-    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
 
 
 def _critical(model: nn.Module) -> list[ft2.Projection]:
@@ -173,10 +160,10 @@ class _Contest:
         prompt = torch.randint(5, 500, (batch, PROMPT), device=model.device)
         self._decoders = {}
         for name in arguments.variants:
-            twin = _twin(model)
-            VARIANTS[name](twin)
+            other = twin(model)
+            VARIANTS[name](other)
             settings = (new_tokens, arguments.compiled, name not in ("alone", "again", "paper"))
-            self._decoders[name] = Decoder(twin, prompt, *settings)
+            self._decoders[name] = Decoder(other, prompt, *settings)
         # What is compiled, or captured, is so within the first request.
         self._warm_up = new_tokens + 2 if arguments.compiled else 2 * arguments.turn
 
@@ -215,7 +202,7 @@ def _compete(
     torch.set_num_threads(1)
     native.load()
     with torch.no_grad():
-        model = _build(_ALL[title], device)
+        model = build(_ALL[title], device)
         for batch, new_tokens in itertools.product(arguments.batch, arguments.new_tokens):
             contest = _Contest(model, arguments, batch, new_tokens)
             contest.warm_up()

@@ -36,10 +36,11 @@ from typing import Any
 import torch
 import transformers
 from forward_profile import Window, floors, watch_forwards
+from models import build
 from shapes import SHAPES
 from tabulate import tabulate
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import ft2
 from ft2.campaign import Recorder, row_cache
@@ -51,13 +52,11 @@ from ft2.faults import Draw, Fault, fault_model, flip, format_of
 
 def load(arguments: argparse.Namespace, name: str) -> Any:
     """Return a saved model, or one of random weights: time does not depend on them."""
-    dtype = torch.float16 if arguments.device == "cuda" else torch.float32
     if arguments.model:
+        dtype = torch.float16 if arguments.device == "cuda" else torch.float32
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         return model.to(arguments.device).eval()
-    with torch.device(arguments.device):
-        config = AutoConfig.for_model(**SHAPES[name])
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    return build(SHAPES[name], arguments.device)
 
 
 def generate(model: Any, prompt: Tensor, new_tokens: int) -> Tensor:
