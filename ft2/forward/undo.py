@@ -223,7 +223,9 @@ class LengthRecord:
             return cls(layers, [layer.keys.size(-2) for layer in layers], [])
         if kinds == {StaticLayer} and all(layer.is_initialized for layer in layers):
             # Layers of transformers before 5.4 count nothing.
-            live = [layer.cumulative_length for layer in layers if hasattr(layer, _LENGTHS[0])]
+            live = [
+                layer.cumulative_length for layer in layers if hasattr(layer, "cumulative_length")
+            ]
             if len(live) == len(layers) and len({each.device for each in live}) == 1:
                 return cls(layers, [], live)
         return None

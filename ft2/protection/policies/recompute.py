@@ -195,12 +195,10 @@ class RecomputePolicy(Policy, Reviewer):
             return None
         if _caches(forward) != [forward.cache] or LengthRecord.of(forward.cache) is None:
             return None
-        tokens = forward.tokens
 
         def prepare() -> None:
             self._refuse_autocast()
-            self._review = None
-            cache = self._clock.forward.cache
+            cache, tokens = self._clock.forward.cache, self._clock.forward.tokens
             # Its layers may be others than a step before.
             self._record = LengthRecord.of(cache) or CacheRecord([cache], tokens)
             self._random = RandomStates(self._device)
