@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What the tables of a GPU are made of, stage by stage, each within a time limit.
 #
-#   pip install . && bash benchmarks/on_a_gpu.sh FOLDER SECONDS STAGE [STAGE ...]
+#   pip install . && [SHAPES="OPT-2.7B …"] bash benchmarks/on_a_gpu.sh FOLDER SECONDS STAGE [STAGE ...]
 #
 # Run it from the project's root; numbers and logs go to FOLDER. A stage is one of
-#   compiled:ROWS:NEW_TOKENS   overhead.py, the paper's seven models' shapes, compiled
+#   compiled:ROWS:NEW_TOKENS   overhead.py, SHAPES (the paper's seven models'), compiled
 #   eager:ROWS:NEW_TOKENS      the same in eager mode
 #   answers                    answers.py, compiled
 #   sanitizer                  the native library's tests under compute-sanitizer
@@ -12,12 +12,12 @@
 # Each combination of rows and tokens is a process of its own: code that torch has compiled for one
 # shape is compiled for any shape when it meets a second one.
 set -u
-[ $# -ge 3 ] || { sed -n '2,13p' "$0"; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,12p' "$0"; exit 2; }
 out=$(realpath -m "$1") limit=$2
 shift 2
 mkdir -p "$out"
 export OMP_NUM_THREADS=1
-shapes="OPT-6.7B OPT-2.7B GPT-J-6B Llama2-7B Vicuna-7B Qwen2-7B Qwen2-1.5B"
+shapes=${SHAPES:-OPT-6.7B OPT-2.7B GPT-J-6B Llama2-7B Vicuna-7B Qwen2-7B Qwen2-1.5B}
 ready=$((limit * 3 / 4))
 for stage in "$@"; do
   IFS=: read -r what rows tokens <<<"$stage"

@@ -1,11 +1,11 @@
-// What stays the same from step to step, at an address; and checks that ctypes calls with addresses
-// of adjacent values in place of tensors, which the caller has checked. For decoding, where what
-// torch does around an operation, for each of its arguments, takes longer than the operation.
+// What stays the same from step to step, at an address; and checks that ctypes calls with Python's
+// lists of tensors. For decoding, where what torch does around an operation, for each of its
+// arguments, takes longer than the operation.
 #pragma once
 
 #include <exception>
 
-#include "arguments.h"
+#include "exchange.h"
 
 extern "C" {
 
@@ -55,24 +55,27 @@ int32_t refuse_exceptions(const Run& run) {
 
 // The `inputs` are null where only outputs are looked at.
 template <void (*run)(const Checks&, int32_t)>
-int32_t check_at(const Ft2Checks& each, const void* const* outputs, const void* const* inputs,
-                 int64_t tokens) {
+int32_t check_at(const Ft2Checks& each, const Ft2Exchange& exchange, void* outputs, void* inputs) {
   return refuse_exceptions([&] {
-    const uint32_t count = small(tokens);
-    require(count > 0 && shares_evenly(count, each.flag_count),
-            "the tokens of an output must be a multiple of the flags");
     Checks checks;
     checks.format = static_cast<Format>(each.format);
     checks.flags = each.flags;
     checks.flag_count = each.flag_count;
     checks.roundoffs = each.roundoffs;
     checks.all.reserve(each.count);
+    const ListedTensors put_out(exchange, outputs, checks.format, each.device);
+    const ListedTensors given(exchange, inputs, checks.format, each.device);
+    const uint32_t tokens = put_out.vectors(0, each.layers[0].columns);
+    require(tokens > 0 && shares_evenly(tokens, each.flag_count),
+            "the tokens of an output must be a multiple of the flags");
     for (uint32_t index = 0; index < each.count; ++index) {
       const Ft2Layer& layer = each.layers[index];
-      Check check{{outputs[index], count, layer.columns, layer.columns}, {}, layer.against,
-                  layer.parts};
+      Check check{put_out.matrix(index, tokens, layer.columns), {}, layer.against, layer.parts};
       if (inputs != nullptr) {
-        check.input = {inputs[index], count, layer.inputs, layer.inputs};
+        check.input = given.matrix(index, tokens, layer.inputs);
+      } else {
+        require(shares_evenly(tokens, layer.parts),
+                "the tokens of an output must be a multiple of the requests");
       }
       checks.all.push_back(check);
     }
@@ -84,12 +87,12 @@ int32_t check_at(const Ft2Checks& each, const void* const* outputs, const void* 
 
 #define FT2_EXPORT extern "C" __attribute__((visibility("default")))
 
-FT2_EXPORT int32_t ft2_check_bounds(const Ft2Checks* each, const void* const* outputs,
-                                    int64_t tokens) {
-  return ft2::check_at<ft2::check_bounds>(*each, outputs, nullptr, tokens);
+FT2_EXPORT int32_t ft2_check_bounds(const Ft2Checks* each, const Ft2Exchange* exchange,
+                                    void* outputs) {
+  return ft2::check_at<ft2::check_bounds>(*each, *exchange, outputs, nullptr);
 }
 
-FT2_EXPORT int32_t ft2_check_products(const Ft2Checks* each, const void* const* outputs,
-                                      const void* const* inputs, int64_t tokens) {
-  return ft2::check_at<ft2::check_products>(*each, outputs, inputs, tokens);
+FT2_EXPORT int32_t ft2_check_products(const Ft2Checks* each, const Ft2Exchange* exchange,
+                                      void* outputs, void* inputs) {
+  return ft2::check_at<ft2::check_products>(*each, *exchange, outputs, inputs);
 }

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn import functional
 from torch.nn.modules import module as _modules
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -44,9 +44,12 @@ class Lane(ABC):
         What the modules wear.
     """
 
-    is_direct = False
-    keep: Callable[[tuple[int, Tensor, Tensor]], None] | None = None
     wardrobe: Wardrobe
+
+    # Not the class's: Python 3.12 looks up longer what both an object and its class have.
+    def __init__(self) -> None:
+        self.is_direct = False
+        self.keep: Callable[[tuple[int, Tensor, Tensor]], None] | None = None
 
     @abstractmethod
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
@@ -159,51 +162,51 @@ def _call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
     return lane.eager(seat, hidden, output.clone() if module._forward_hooks else output)
 
 
-def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
-    # None for a spared one, and for what else is made of the class that it wears.
+def _call_linear(module: Any, hidden: Any = None, /, *args: Any, **kwargs: Any) -> Any:
+    # Cheaper to ask than whether anything compiles: a lane that is direct knows of all else.
+    if not is_dynamo_compiling() and lane.is_direct and not args and not kwargs:
+        own = module.__dict__
+        # What a linear layer's call comes to, without the ways of a module's call.
+        if (
+            not own["_forward_hooks"]
+            and not own["_forward_pre_hooks"]
+            and "forward" not in own
+            and "_compiled_call_impl" not in own
+            and (weight := (parameters := own["_parameters"]).get("weight")) is not None
+            and "bias" in parameters
+        ):
+            output = linear(hidden, weight, parameters["bias"])
+            seat = seats.get(id(module))
+            # A spared one, or what else is made of the class that it wears.
+            if seat is None:
+                return output
+            if (keep := lane.keep) is not None:
+                keep((seat, hidden, output))
+                return output
+            return lane.eager(seat, hidden, output)
+    if hidden is None or args or kwargs:
+        given = args if hidden is None else (hidden, *args)
+        return call_module(module, *given, **kwargs)
+    if not is_compiling() or module._forward_hooks or module._forward_pre_hooks:
+        return call_module(module, hidden)
     seat = seats.get(id(module))
-    if len(args) != 1 or kwargs:
-        return call_module(module, *args, **kwargs)
-    hidden = args[0]
-    if is_compiling():
-        if seat is None:
-            return call_spared(module, hidden)
-        if module._forward_hooks or module._forward_pre_hooks:
-            return call_module(module, hidden)
-        return lane.traced(seat, hidden, module.forward(hidden))
-    own = module.__dict__
-    # What a linear layer's call comes to, without the ways of a module's call.
-    if (
-        lane.is_direct
-        and not own["_forward_hooks"]
-        and not own["_forward_pre_hooks"]
-        and "forward" not in own
-        and "_compiled_call_impl" not in own
-        and (weight := own["_parameters"].get("weight")) is not None
-        and "bias" in own["_parameters"]
-    ):
-        output = linear(hidden, weight, own["_parameters"]["bias"])
-        if seat is None:
-            return output
-        if (keep := lane.keep) is not None:
-            keep((seat, hidden, output))
-            return output
-        return lane.eager(seat, hidden, output)
-    return call_module(module, hidden)
+    if seat is None:
+        return call_spared(module, hidden)
+    return lane.traced(seat, hidden, module.forward(hidden))
 
 
 def _call_spared(module: Any, *args: Any, **kwargs: Any) -> Any:
-    if is_compiling():
-        # Each way of a call would be one more thing for compiled code to check in every module.
-        if is_grad_enabled() or module._forward_hooks or module._forward_pre_hooks:
-            return call(module, *args, **kwargs)
-        return module.forward(*args, **kwargs)
-    own = module.__dict__
-    if (
-        lane.is_direct
-        and not own["_forward_hooks"]
-        and not own["_forward_pre_hooks"]
-        and "_compiled_call_impl" not in own
+    if not is_dynamo_compiling() and lane.is_direct:
+        own = module.__dict__
+        if (
+            not own["_forward_hooks"]
+            and not own["_forward_pre_hooks"]
+            and "_compiled_call_impl" not in own
+        ):
+            return module.forward(*args, **kwargs)
+    # Each way of a call would be one more thing for compiled code to check in every module.
+    elif is_compiling() and not (
+        is_grad_enabled() or module._forward_hooks or module._forward_pre_hooks
     ):
         return module.forward(*args, **kwargs)
     return call(module, *args, **kwargs)
@@ -278,6 +281,7 @@ def seats_of(model: nn.Module, names: Iterable[str], spared: Iterable[str] = ())
             "call": call,
             "checkpointed": checkpointed,
             "is_compiling": is_compiling,
+            "is_dynamo_compiling": is_dynamo_compiling,
             "is_grad_enabled": is_grad_enabled,
             "lane": _EMPTY,
             "linear": linear,
@@ -321,11 +325,11 @@ def _sparing_disguise(kind: Any, namespace: dict[str, Any], parts: dict[str, Any
 
 
 def _bound(template: Any, namespace: dict[str, Any]) -> FunctionType:
-    return FunctionType(template.__code__, namespace, "__call__")
+    return FunctionType(template.__code__, namespace, "__call__", template.__defaults__)
 
 
 def hears_nothing() -> bool:
-    """Whether no global hook, gradient or tracer wants to hear of modules' calls.
+    """Whether no global hook, gradient, tracer or compiler wants to hear of modules' calls.
 
     And whether what a linear layer does is torch's own: others are put in its place.
     """
@@ -333,6 +337,7 @@ def hears_nothing() -> bool:
         torch.is_grad_enabled()
         or _modules._has_any_global_hook()
         or torch._C._get_tracing_state()
+        or is_compiling()
         or functional.linear is not linear
         or getattr(nn.Linear.forward, "__code__", None) is not _LINEAR_CODE
     )

@@ -1,4 +1,4 @@
-"""The native operations past torch: addresses of values in, nothing out.
+"""The native operations past torch: tensors in by C alone, nothing out.
 
 While a model decodes, what torch does around an operation takes several times as long as the
 operation. These calls do without it. They apply to plain adjacent values only, where nothing wants
@@ -9,29 +9,26 @@ open.
 from __future__ import annotations
 
 import ctypes
-from array import array
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ft2.native import load
+from ft2.native.exchange import exchange
 
 __all__ = ["Checked", "DirectChecks", "RestrictionAt", "hears_no_operations"]
 
 # As in csrc/backend.h.
 _FORMATS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 
-_ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+_ADDRESS, _LIST = ctypes.c_void_p, ctypes.py_object
 # As in csrc/direct.h.
 _ARGUMENTS = {
-    "ft2_check_bounds": (_ADDRESS, _ADDRESS, _NUMBER),
-    "ft2_check_products": (_ADDRESS, _ADDRESS, _ADDRESS, _NUMBER),
+    "ft2_check_bounds": (_ADDRESS, _ADDRESS, _LIST),
+    "ft2_check_products": (_ADDRESS, _ADDRESS, _LIST, _LIST),
 }
-
-_dtype = attrgetter("dtype")
 
 
 class _Restriction(ctypes.Structure):
@@ -147,8 +144,8 @@ class DirectChecks:
     Raises
     ------
     ValueError
-        If the native operations do not serve such outputs, or what is checked against is on another
-        device than the flags.
+        If the native operations do not serve such outputs, if what is checked against is on another
+        device than the flags, if there is no layer, or if torch lets no C read its tensors.
     """
 
     def __init__(
@@ -157,9 +154,11 @@ class DirectChecks:
         library = _library(flags.device, dtype)
         if {each.against.device for each in layers} - {flags.device}:
             raise ValueError(f"what is checked against is not on {flags.device}")
-        self._dtypes, self._devices = {dtype}, {flags.get_device()}
-        self._columns = [each.columns for each in layers]
-        self._inputs = [each.inputs for each in layers]
+        if not layers:
+            raise ValueError("no layer is to be checked")
+        tensors = exchange()
+        if tensors is None:
+            raise ValueError("torch offers no exchange of tensors in C, as DLPack 1 has it")
         table = (_Layer * len(layers))(
             *(
                 _Layer(each.against.data_ptr(), each.columns, each.inputs, each.parts)
@@ -175,13 +174,13 @@ class DirectChecks:
             _FORMATS[dtype],
             flags.get_device(),
         )
-        self._held = (list(layers), flags, table, plan)
-        self._plan = ctypes.addressof(plan)
-        self._parts = {each.parts for each in layers}
+        self._held = (list(layers), flags, table, plan, tensors)
+        self._at = (ctypes.addressof(plan), ctypes.addressof(tensors))
+        self._count = len(layers)
         self._check_bounds = _function(library, "ft2_check_bounds")
         self._check_products = _function(library, "ft2_check_products")
 
-    def check_bounds(self, outputs: Sequence[Tensor]) -> bool:
+    def check_bounds(self, outputs: list[Tensor]) -> bool:
         """Flag rows with a value outside of its bounds; return whether that was possible.
 
         Parameters
@@ -189,13 +188,9 @@ class DirectChecks:
         outputs:
             Of each layer, in their order.
         """
-        tokens = self._tokens(outputs)
-        if not tokens or any(tokens % parts for parts in self._parts):
-            return False
-        at = _addresses(outputs)
-        return 0 not in at and not self._check_bounds(self._plan, at.buffer_info()[0], tokens)
+        return self._check(self._check_bounds, outputs)
 
-    def check_products(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+    def check_products(self, outputs: list[Tensor], inputs: list[Tensor]) -> bool:
         """Flag rows whose columns do not add up; return whether that was possible.
 
         Parameters
@@ -203,36 +198,18 @@ class DirectChecks:
         outputs, inputs:
             Of each layer, in their order.
         """
-        tokens = self._tokens(outputs)
-        if not tokens or not self._are_plain(inputs, self._inputs, tokens):
+        return self._check(self._check_products, outputs, inputs)
+
+    def _check(self, check: Callable[..., int], *tensors: list[Tensor]) -> bool:
+        for each in tensors:
+            # C takes any object there for a tensor.
+            if len(each) != self._count or set(map(type, each)) != {Tensor}:
+                return False
+        try:
+            return not check(*self._at, *tensors)
+        except (BufferError, RuntimeError):
+            # Of a tensor that cannot be exchanged torch says why.
             return False
-        at, given = _addresses(outputs), _addresses(inputs)
-        # What is on no device has no address.
-        if 0 in at or 0 in given:
-            return False
-        return not self._check_products(
-            self._plan, at.buffer_info()[0], given.buffer_info()[0], tokens
-        )
-
-    def _tokens(self, outputs: Sequence[Tensor]) -> int:
-        """How many tokens all outputs have; 0 if they are not what these calls take."""
-        tokens = outputs[0].numel() // self._columns[0]
-        return tokens if self._are_plain(outputs, self._columns, tokens) else 0
-
-    def _are_plain(self, values: Sequence[Tensor], columns: list[int], tokens: int) -> bool:
-        numbers = columns if tokens == 1 else [each * tokens for each in columns]
-        return (
-            list(map(Tensor.numel, values)) == numbers
-            and all(map(Tensor.is_contiguous, values))
-            and set(map(type, values)) == {Tensor}
-            and set(map(_dtype, values)) == self._dtypes
-            # A device itself is an object that is made anew each time.
-            and set(map(Tensor.get_device, values)) == self._devices
-        )
-
-
-def _addresses(values: Sequence[Tensor]) -> array[int]:
-    return array("Q", [*map(Tensor.data_ptr, values)])
 
 
 def _library(device: torch.device, dtype: torch.dtype) -> ctypes.PyDLL:

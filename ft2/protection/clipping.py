@@ -38,6 +38,7 @@ class ClippingLane(Lane):
     """
 
     def __init__(self, keys: list[Key], otherwise: Callable[[Key, Tensor], Tensor]) -> None:
+        super().__init__()
         self._keys = keys
         self._otherwise = otherwise
         self._residents: dict[tuple[int, torch.device, torch.dtype], Resident] = {}

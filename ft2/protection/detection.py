@@ -22,6 +22,7 @@ from torch.compiler import is_compiling
 from ft2.forward import Lane, hears_nothing
 from ft2.native import OUTSIDE_BOUNDS, WRONG_SUM, load
 from ft2.native.direct import Checked, DirectChecks, hears_no_operations
+from ft2.native.exchange import exchange
 from ft2.protection.checksum import NARROW, differing_sums, roundoffs_of, summed_weight, sums_of
 from ft2.protection.kernels import native_operations
 from ft2.protection.resident import keep_address
@@ -306,6 +307,7 @@ class DetectionLane(Lane):
     """
 
     def __init__(self, checks: Sequence[Check], at_once: frozenset[int] = frozenset()) -> None:
+        super().__init__()
         self._checks = list(checks)
         self._at_once = at_once
         self._is_keeping = False
@@ -422,7 +424,7 @@ def _one_tensor(sums: list[Tensor]) -> Tensor | None:
 
 
 def _is_served(output: Tensor, flags: Tensor) -> bool:
-    is_there = output.device == flags.device
+    is_there = output.device == flags.device and exchange() is not None
     return is_there and native_operations(output.device, output.dtype) is not None
 
 

@@ -22,6 +22,7 @@ class _Doubling(Lane):
     """Doubles what each module puts out, and notes what came by."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen: list[tuple[int, Tensor]] = []
         self.finished = 0
 
