@@ -1,6 +1,6 @@
-// What stays the same from step to step, at an address; and checks that ctypes calls with Python's
-// lists of tensors. For decoding, where what torch does around an operation, for each of its
-// arguments, takes longer than the operation.
+// What stays the same from step to step, at an address; and calls that Python makes with tensors
+// past torch. For decoding, where what torch does around an operation, for each of its arguments,
+// takes several times as long as the operation.
 #pragma once
 
 #include <exception>
@@ -42,20 +42,74 @@ namespace ft2 {
 constexpr int32_t done = 0;
 constexpr int32_t refused = 1;
 
-// What is thrown must not leave C; the caller asks torch for the same, which says what is wrong.
+inline Ft2Exchange used_exchange{};
+
+// What is thrown, or raised in Python, must not leave C; the caller asks torch for the same, which
+// says what is wrong.
 template <class Run>
 int32_t refuse_exceptions(const Run& run) {
   try {
     run();
     return done;
   } catch (const std::exception&) {
+    used_exchange.forget_error();
     return refused;
   }
 }
 
+// Restricts or records, with all but the values as it stands at an address.
+template <void (*run)(const Restriction&, int32_t)>
+void run_at(const Ft2Restriction& each, const TokenVectors& values, Format format,
+            int32_t device) {
+  require(device == each.device, "all tensors must be on one device");
+  require(shares_evenly(values.count, each.requests),
+          "the tokens must be a multiple of the requests");
+  Restriction call{};
+  call.format = format;
+  call.values = values;
+  call.bounds = each.bounds;
+  call.bounds_parts = call.corrected_parts = each.requests;
+  call.corrected = each.corrected;
+  call.marks = {each.counted, each.requests, 1, 1, 0};
+  if (values.count > 0 && values.columns > 0) {
+    run(call, device);
+  }
+}
+
+inline TokenVectors token_vectors(const DLTensor& tensor) {
+  const int64_t elements = adjacent_elements(tensor);
+  require(tensor.dimensions > 0, "values must have a dimension");
+  TokenVectors vectors{};
+  vectors.data = tensor.data;
+  vectors.columns = vectors.inner_stride = tensor.sizes[tensor.dimensions - 1];
+  vectors.column_stride = 1;
+  vectors.count = vectors.inner = small(elements > 0 ? elements / vectors.columns : 0);
+  return vectors;
+}
+
+// The most values for which a CPU holds the interpreter's lock: some tenths of a millisecond.
+constexpr int64_t most_values = 1 << 20;
+
+// A builtin function of Python's with a tensor and an address: whether it was done.
+template <void (*run)(const Restriction&, int32_t)>
+void* builtin_at(void* const* arguments, ptrdiff_t count) {
+  const int32_t outcome = refuse_exceptions([&] {
+    require(count == 2, "a tensor and an address are needed");
+    const DLTensor output = describe(used_exchange, arguments[0]);
+    const void* const address = used_exchange.address(arguments[1]);
+    require(address != nullptr, "there is nothing at this address");
+    const TokenVectors values = token_vectors(output);
+    const int32_t device = device_of(output);
+    require(device >= 0 || values.count * values.columns <= most_values,
+            "so many values are left to a call that others need not wait for");
+    run_at<run>(*static_cast<const Ft2Restriction*>(address), values, format_of(output), device);
+  });
+  return used_exchange.boolean(outcome == done);
+}
+
 // The `inputs` are null where only outputs are looked at.
 template <void (*run)(const Checks&, int32_t)>
-int32_t check_at(const Ft2Checks& each, const Ft2Exchange& exchange, void* outputs, void* inputs) {
+int32_t check_at(const Ft2Checks& each, void* outputs, void* inputs) {
   return refuse_exceptions([&] {
     Checks checks;
     checks.format = static_cast<Format>(each.format);
@@ -63,8 +117,8 @@ int32_t check_at(const Ft2Checks& each, const Ft2Exchange& exchange, void* outpu
     checks.flag_count = each.flag_count;
     checks.roundoffs = each.roundoffs;
     checks.all.reserve(each.count);
-    const ListedTensors put_out(exchange, outputs, checks.format, each.device);
-    const ListedTensors given(exchange, inputs, checks.format, each.device);
+    const ListedTensors put_out(used_exchange, outputs, checks.format, each.device);
+    const ListedTensors given(used_exchange, inputs, checks.format, each.device);
     const uint32_t tokens = put_out.vectors(0, each.layers[0].columns);
     require(tokens > 0 && shares_evenly(tokens, each.flag_count),
             "the tokens of an output must be a multiple of the flags");
@@ -87,12 +141,21 @@ int32_t check_at(const Ft2Checks& each, const Ft2Exchange& exchange, void* outpu
 
 #define FT2_EXPORT extern "C" __attribute__((visibility("default")))
 
-FT2_EXPORT int32_t ft2_check_bounds(const Ft2Checks* each, const Ft2Exchange* exchange,
-                                    void* outputs) {
-  return ft2::check_at<ft2::check_bounds>(*each, *exchange, outputs, nullptr);
+// To be called before all that follow.
+FT2_EXPORT void ft2_use_exchange(const Ft2Exchange* exchange) { ft2::used_exchange = *exchange; }
+
+FT2_EXPORT int32_t ft2_check_bounds(const Ft2Checks* each, void* outputs) {
+  return ft2::check_at<ft2::check_bounds>(*each, outputs, nullptr);
 }
 
-FT2_EXPORT int32_t ft2_check_products(const Ft2Checks* each, const Ft2Exchange* exchange,
-                                      void* outputs, void* inputs) {
-  return ft2::check_at<ft2::check_products>(*each, *exchange, outputs, inputs);
+FT2_EXPORT int32_t ft2_check_products(const Ft2Checks* each, void* outputs, void* inputs) {
+  return ft2::check_at<ft2::check_products>(*each, outputs, inputs);
+}
+
+FT2_EXPORT void* ft2_restrict(void*, void* const* arguments, ptrdiff_t count) {
+  return ft2::builtin_at<ft2::restrict_values>(arguments, count);
+}
+
+FT2_EXPORT void* ft2_record(void*, void* const* arguments, ptrdiff_t count) {
+  return ft2::builtin_at<ft2::record_values>(arguments, count);
 }

@@ -49,30 +49,11 @@ void boxed_restriction(StableIValue* stack, uint64_t, uint64_t) {
   }
 }
 
-// As restriction(), with all but the output as it stands at an address.
-inline Restriction restriction_at(const Tensor& output, StableIValue address) {
-  const auto& each = *reinterpret_cast<const Ft2Restriction*>(address);
-  Restriction call{};
-  call.format = format_of(output);
-  require(output.device_index() == each.device, "all tensors must be on one device");
-  call.values = token_vectors(output);
-  require(shares_evenly(call.values.count, each.requests),
-          "the tokens must be a multiple of the requests");
-  call.bounds_parts = call.corrected_parts = each.requests;
-  call.corrected = each.corrected;
-  call.marks = {each.counted, each.requests, 1, 1, 0};
-  // Calls with no values do nothing.
-  call.bounds = call.values.count == 0 || call.values.columns == 0 ? nullptr : each.bounds;
-  return call;
-}
-
 template <void (*run)(const Restriction&, int32_t)>
 void boxed_restriction_at(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor output(stack[0]);
-  const Restriction call = restriction_at(output, stack[1]);
-  if (call.bounds != nullptr) {
-    run(call, output.device_index());
-  }
+  const auto& each = *reinterpret_cast<const Ft2Restriction*>(stack[1]);
+  run_at<run>(each, token_vectors(output), format_of(output), output.device_index());
 }
 
 // The outputs of a check and its flags; what to check against is added by the caller.

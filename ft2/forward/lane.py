@@ -35,7 +35,7 @@ class Lane(ABC):
     Attributes
     ----------
     is_direct:
-        Whether nothing listens that a module's call would tell: global hooks, gradients, tracing.
+        Whether nothing listens that a module's call would tell: global hooks, gradients, tracers.
         Set for each forward; then linear layers are called past the ways of a module's call.
     keep:
         Where it is set, it is given the number, input and output of a linear layer that is called
@@ -162,10 +162,10 @@ def _call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
     return lane.eager(seat, hidden, output.clone() if module._forward_hooks else output)
 
 
-def _call_linear(module: Any, hidden: Any = None, /, *args: Any, **kwargs: Any) -> Any:
-    # Cheaper to ask than whether anything compiles: a lane that is direct knows of all else.
-    if not is_dynamo_compiling() and lane.is_direct and not args and not kwargs:
-        own = module.__dict__
+def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
+    # Cheaper to ask than whether anything compiles, which a direct lane knew when it began.
+    if not is_dynamo_compiling() and lane.is_direct and len(args) == 1 and not kwargs:
+        own, hidden = module.__dict__, args[0]
         # What a linear layer's call comes to, without the ways of a module's call.
         if (
             not own["_forward_hooks"]
@@ -184,15 +184,13 @@ def _call_linear(module: Any, hidden: Any = None, /, *args: Any, **kwargs: Any) 
                 keep((seat, hidden, output))
                 return output
             return lane.eager(seat, hidden, output)
-    if hidden is None or args or kwargs:
-        given = args if hidden is None else (hidden, *args)
-        return call_module(module, *given, **kwargs)
-    if not is_compiling() or module._forward_hooks or module._forward_pre_hooks:
-        return call_module(module, hidden)
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    if len(args) != 1 or kwargs or not is_compiling() or hooks:
+        return call_module(module, *args, **kwargs)
     seat = seats.get(id(module))
     if seat is None:
-        return call_spared(module, hidden)
-    return lane.traced(seat, hidden, module.forward(hidden))
+        return call_spared(module, *args)
+    return lane.traced(seat, args[0], module.forward(*args))
 
 
 def _call_spared(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -204,7 +202,7 @@ def _call_spared(module: Any, *args: Any, **kwargs: Any) -> Any:
             and "_compiled_call_impl" not in own
         ):
             return module.forward(*args, **kwargs)
-    # Each way of a call would be one more thing for compiled code to check in every module.
+    # For compiled code each way of a call would be one more thing to check in every module.
     elif is_compiling() and not (
         is_grad_enabled() or module._forward_hooks or module._forward_pre_hooks
     ):
@@ -325,7 +323,7 @@ def _sparing_disguise(kind: Any, namespace: dict[str, Any], parts: dict[str, Any
 
 
 def _bound(template: Any, namespace: dict[str, Any]) -> FunctionType:
-    return FunctionType(template.__code__, namespace, "__call__", template.__defaults__)
+    return FunctionType(template.__code__, namespace, "__call__")
 
 
 def hears_nothing() -> bool:

@@ -3,12 +3,13 @@
 While a model decodes, what torch does around an operation takes several times as long as the
 operation. These calls do without it. They apply to plain adjacent values only, where nothing wants
 to hear of operations, and say whether they did: if not, nothing was done, and torch's own way is
-open.
+open. Profilers see nothing of them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,9 +17,17 @@ import torch
 from torch import Tensor
 
 from ft2.native import load
+from ft2.native.builtin import builtin
 from ft2.native.exchange import exchange
 
-__all__ = ["Checked", "DirectChecks", "RestrictionAt", "hears_no_operations"]
+__all__ = [
+    "Checked",
+    "DirectChecks",
+    "DirectRestriction",
+    "RestrictionAt",
+    "direct_restriction",
+    "hears_no_operations",
+]
 
 # As in csrc/backend.h.
 _FORMATS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -26,8 +35,8 @@ _FORMATS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 _ADDRESS, _LIST = ctypes.c_void_p, ctypes.py_object
 # As in csrc/direct.h.
 _ARGUMENTS = {
-    "ft2_check_bounds": (_ADDRESS, _ADDRESS, _LIST),
-    "ft2_check_products": (_ADDRESS, _ADDRESS, _LIST, _LIST),
+    "ft2_check_bounds": (_ADDRESS, _LIST),
+    "ft2_check_products": (_ADDRESS, _LIST, _LIST),
 }
 
 
@@ -104,6 +113,35 @@ class RestrictionAt:
         self.address = ctypes.addressof(at)
 
 
+class DirectRestriction:
+    """What ``restrict_at`` and ``record_at`` do, past torch, on one type of device.
+
+    Parameters
+    ----------
+    device:
+        ``"cpu"`` or ``"cuda"``.
+
+    Attributes
+    ----------
+    restrict, record:
+        Take a plain tensor, of no class of its own and without a negative bit, and the address of
+        a :class:`RestrictionAt`. They say whether they did it: not where values are not adjacent,
+        or elsewhere, nor where they are so many that other threads would have to wait.
+
+    Raises
+    ------
+    ValueError
+        If the native operations do not serve such a device, or torch lets no C read its tensors.
+    """
+
+    __slots__ = ("record", "restrict")
+
+    def __init__(self, device: str) -> None:
+        library = _library(device)
+        self.restrict = builtin(library, "ft2_restrict")
+        self.record = builtin(library, "ft2_record")
+
+
 class Checked:
     """One layer whose outputs are checked.
 
@@ -151,14 +189,13 @@ class DirectChecks:
     def __init__(
         self, layers: Sequence[Checked], flags: Tensor, dtype: torch.dtype, roundoffs: float = 0.0
     ) -> None:
-        library = _library(flags.device, dtype)
+        library = _library(flags.device.type)
+        if dtype not in _FORMATS:
+            raise ValueError(f"no native operations for {dtype}")
         if {each.against.device for each in layers} - {flags.device}:
             raise ValueError(f"what is checked against is not on {flags.device}")
         if not layers:
             raise ValueError("no layer is to be checked")
-        tensors = exchange()
-        if tensors is None:
-            raise ValueError("torch offers no exchange of tensors in C, as DLPack 1 has it")
         table = (_Layer * len(layers))(
             *(
                 _Layer(each.against.data_ptr(), each.columns, each.inputs, each.parts)
@@ -174,8 +211,8 @@ class DirectChecks:
             _FORMATS[dtype],
             flags.get_device(),
         )
-        self._held = (list(layers), flags, table, plan, tensors)
-        self._at = (ctypes.addressof(plan), ctypes.addressof(tensors))
+        self._held = (list(layers), flags, table, plan)
+        self._plan = ctypes.addressof(plan)
         self._count = len(layers)
         self._check_bounds = _function(library, "ft2_check_bounds")
         self._check_products = _function(library, "ft2_check_products")
@@ -205,23 +242,34 @@ class DirectChecks:
             # C takes any object there for a tensor.
             if len(each) != self._count or set(map(type, each)) != {Tensor}:
                 return False
-        try:
-            return not check(*self._at, *tensors)
-        except (BufferError, RuntimeError):
-            # Of a tensor that cannot be exchanged torch says why.
-            return False
+        return not check(self._plan, *tensors)
 
 
-def _library(device: torch.device, dtype: torch.dtype) -> ctypes.PyDLL:
-    status = load()
-    if not status.serves(device) or dtype not in _FORMATS:
-        raise ValueError(f"no native operations for {dtype} on {device}")
-    found = status.cuda if device.type == "cuda" else status.cpu
+@functools.cache
+def direct_restriction(device: str) -> DirectRestriction | None:
+    """Return the one for a type of device, or None where there is none."""
+    try:
+        return DirectRestriction(device)
+    except ValueError:
+        return None
+
+
+@functools.cache
+def _library(device: str) -> ctypes.CDLL:
+    """The library for a type of device, knowing how to read tensors."""
+    status, tensors = load(), exchange()
+    if not status.serves(torch.device(device)):
+        raise ValueError(f"no native operations on {device}")
+    if tensors is None:
+        raise ValueError("torch offers no exchange of tensors in C, as DLPack 1 has it")
+    found = status.cuda if device == "cuda" else status.cpu
     # Calls are short: letting go of the interpreter's lock would take as long.
-    return ctypes.PyDLL(found.detail)
+    library = ctypes.PyDLL(found.detail)
+    library["ft2_use_exchange"](ctypes.byref(tensors))
+    return library
 
 
-def _function(library: ctypes.PyDLL, name: str) -> Callable[..., int]:
+def _function(library: ctypes.CDLL, name: str) -> Callable[..., int]:
     function: Any = library[name]
     function.argtypes = _ARGUMENTS[name]
     function.restype = ctypes.c_int32

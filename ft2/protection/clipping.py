@@ -23,6 +23,9 @@ from ft2.protection.resident import Resident
 
 __all__ = ["ClippingLane"]
 
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracer = torch._C._get_tracing_state
+
 
 class ClippingLane(Lane):
     """What becomes of the outputs of critical layers.
@@ -45,6 +48,7 @@ class ClippingLane(Lane):
         self._resident: Resident
         self._kind: tuple[torch.device, torch.dtype] | None = None
         self._restrict_at: Operation
+        self._restrict_directly: Callable[[Tensor, int], bool] | None = None
         self._idle: list[int | None] = [None for _ in keys]
         # What the layers of the running forward use; compiled layers guard on what they read.
         self._addresses = self._idle
@@ -105,6 +109,8 @@ class ClippingLane(Lane):
         if self._counts_later and hears_no_operations():
             self._addresses = resident.addresses
             self._restrict_at = resident.restrict_at
+            direct = resident.direct
+            self._restrict_directly = None if direct is None else direct.restrict
 
     def end(self) -> None:
         """Clip nothing more until the next :meth:`begin`."""
@@ -120,7 +126,12 @@ class ClippingLane(Lane):
         address = self._addresses[seat]
         # Gradients can be turned on within a forward that began without them.
         if address is not None and not output.requires_grad:
-            self._restrict_at(output, address)
+            # What records operations may have begun within the forward, and keeps no address.
+            if type(output) is not Tensor or _dispatch_modes() or _tracer():
+                return self._otherwise(self._keys[seat], output)
+            directly = self._restrict_directly
+            if directly is None or not directly(output, address):
+                self._restrict_at(output, address)
             return output
         if self._learning is not None and self._learning.takes(seat, output):
             return output

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ft2.forward import holds_rows
+from ft2.native.direct import hears_no_operations
 from ft2.protection.bounds import Key, RequestBounds
 from ft2.protection.resident import Resident
 
@@ -31,13 +32,16 @@ class Learning:
         self._resident = resident
         self._rows, self._dtype = request.rows, resident.dtype
         self._device = resident.corrected.get_device()
-        self._record_at, self._places = resident.record_at, resident.places
+        self._record_at, self._direct = resident.record_at, resident.direct
+        self._places = resident.places
         self._ran: list[int] = []
 
     def takes(self, seat: int, output: Tensor) -> bool:
         """Record a layer's output and correct it in place, unless it is not what was expected."""
         if (
-            output.dim() > 3
+            type(output) is not Tensor
+            or not hears_no_operations()
+            or output.dim() > 3
             or not holds_rows(output, self._rows)
             or output.dtype is not self._dtype
             or output.get_device() != self._device
@@ -47,7 +51,9 @@ class Learning:
         # Not before it is needed: compiled layers, which never come here, use the request's own.
         if not self._ran:
             self._resident.learn(self._request)
-        self._record_at(output, self._places[seat])
+        place, direct = self._places[seat], self._direct
+        if direct is None or not direct.record(output, place):
+            self._record_at(output, place)
         self._ran.append(seat)
         return True
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ft2.native import Operation
-from ft2.native.direct import RestrictionAt
+from ft2.native.direct import DirectRestriction, RestrictionAt, direct_restriction
 from ft2.protection.arithmetic import bounds_dtype
 from ft2.protection.bounds import Key, RequestBounds
 from ft2.protection.kernels import native_operations
@@ -50,6 +50,8 @@ class Resident:
         The layers, by their places, that have learned nothing yet.
     restrict_at, record_at, count_outside:
         The native operations, if there are any.
+    direct:
+        The first two past torch; None where there is no such way.
     places:
         Of each layer what the first two take; empty where there is nothing native.
     addresses:
@@ -64,6 +66,7 @@ class Resident:
         self.late: tuple[int, ...] = ()
         self.addresses: list[int | None] = []
         self.places: list[int] = []
+        self.direct: DirectRestriction | None = None
         self.restrict_at: Operation
         self.record_at: Operation
         self.count_outside: Operation
@@ -88,6 +91,7 @@ class Resident:
         if operations is not None:
             self.restrict_at = operations.restrict_at
             self.record_at = operations.record_at
+            self.direct = direct_restriction(device.type)
             # Looked up here: compiled code would check each name on the way.
             self.count_outside = torch.ops.ft2.count_outside.default
             self._restrictions = [

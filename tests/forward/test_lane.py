@@ -166,6 +166,13 @@ def test_a_global_hook_is_heard(request: pytest.FixtureRequest) -> None:
     assert heard == [model[0]]
 
 
+def test_what_exports_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        assert hears_nothing()
+        monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+        assert not hears_nothing()
+
+
 def test_gradients_are_recorded_in_a_lane() -> None:
     model = _model()
     with torch.enable_grad(), _in_lane(model, "0") as lane:

@@ -140,7 +140,7 @@ def test_a_mode_or_a_transform_hears_of_operations() -> None:
 
 def test_what_no_operation_serves_is_refused() -> None:
     flags = torch.zeros(2, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"no native operations for torch\.float64 on cpu"):
+    with pytest.raises(ValueError, match=r"no native operations for torch\.float64"):
         DirectChecks([], flags, torch.float64)
     elsewhere = Checked(_bounds(1, 1, torch.device("meta"))[0], 5, 0, 1)
     with pytest.raises(ValueError, match="what is checked against is not on cpu"):

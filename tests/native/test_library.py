@@ -98,6 +98,27 @@ def test_declarations_are_found() -> None:
     assert len(_declared()) > 20
 
 
+def test_builtin_functions_outlive_what_made_them() -> None:
+    program = """
+import gc, importlib, torch
+from ft2.native import builtin, direct, exchange, load
+if not load().cpu.active:
+    raise SystemExit
+restriction = direct.DirectRestriction("cpu")
+count = torch.zeros(1, dtype=torch.int64)
+at = direct.RestrictionAt(torch.tensor([[-2.0], [3.0]]), count, None)
+exchange.exchange.cache_clear()
+for room in (builtin, exchange):
+    importlib.reload(room)
+gc.collect()
+others = [bytearray(size) for size in (24, 32, 40, 48) for _ in range(1000)]
+values = torch.tensor([[9.0]])
+assert restriction.restrict(values, at.address)
+assert values.item() == 3.0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=_SOURCES.parent)
+
+
 def test_loading_again_is_harmless(status: native.NativeStatus) -> None:
     assert native.load() is status
     assert native.load(Path("/nowhere")) is status

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ft2
 from ft2 import native
-from ft2.protection import kernels
+from ft2.protection import detection, kernels, resident
 from tests.protection.watch import generate, prompts
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
@@ -74,6 +74,27 @@ def test_both_paths_agree_on_padded_prompts_and_beams(
     assert counts == plain_counts
     assert torch.equal(sequences, plain_sequences)
     assert torch.equal(scores, plain_scores)
+
+
+def test_a_torch_that_lets_no_c_read_its_tensors_runs_the_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama", torch.float16)
+    ids = prompts(2, seed=1)
+    scores, sequences, counts = _protected(model, ids)
+    found: list[None] = []
+    monkeypatch.setattr(detection, "exchange", lambda: found.append(None))
+    monkeypatch.setattr(resident, "direct_restriction", lambda device: found.append(None))
+    slow_scores, slow_sequences, slow_counts = _protected(model, ids)
+    assert len(found) == 1
+    assert sum(counts) > 0
+    assert counts == slow_counts
+    assert torch.equal(sequences, slow_sequences)
+    assert torch.equal(scores, slow_scores)
+    with ft2.protect(model, "ft2-recompute", detect="checksums+bounds") as recomputing:
+        assert torch.equal(generate(model, ids), generate(model, ids))
+        assert recomputing.counts == [0] * 4
+    assert len(found) > 1
 
 
 def test_layers_that_record_gradients_stay_on_plain_torch() -> None:
