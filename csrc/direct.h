@@ -39,22 +39,26 @@ struct Ft2Checks {
 
 namespace ft2 {
 
-constexpr int32_t done = 0;
-constexpr int32_t refused = 1;
-
 inline Ft2Exchange used_exchange{};
 
-// What is thrown, or raised in Python, must not leave C; the caller asks torch for the same, which
-// says what is wrong.
+// A builtin function of Python's: whether it was done. What is thrown, or raised in Python, must not
+// leave C; the caller asks torch for the same, which says what is wrong.
 template <class Run>
-int32_t refuse_exceptions(const Run& run) {
+void* whether_done(const Run& run) {
   try {
     run();
-    return done;
+    return used_exchange.boolean(true);
   } catch (const std::exception&) {
     used_exchange.forget_error();
-    return refused;
+    return used_exchange.boolean(false);
   }
+}
+
+template <class Described>
+const Described& described_at(void* number) {
+  const void* const address = used_exchange.address(number);
+  require(address != nullptr, "there is nothing at this address");
+  return *static_cast<const Described*>(address);
 }
 
 // Restricts or records, with all but the values as it stands at an address.
@@ -90,43 +94,43 @@ inline TokenVectors token_vectors(const DLTensor& tensor) {
 // The most values for which a CPU holds the interpreter's lock: some tenths of a millisecond.
 constexpr int64_t most_values = 1 << 20;
 
-// A builtin function of Python's with a tensor and an address: whether it was done.
+// With a tensor and the address of a Ft2Restriction.
 template <void (*run)(const Restriction&, int32_t)>
 void* builtin_at(void* const* arguments, ptrdiff_t count) {
-  const int32_t outcome = refuse_exceptions([&] {
+  return whether_done([&] {
     require(count == 2, "a tensor and an address are needed");
     const DLTensor output = describe(used_exchange, arguments[0]);
-    const void* const address = used_exchange.address(arguments[1]);
-    require(address != nullptr, "there is nothing at this address");
+    const auto& each = described_at<Ft2Restriction>(arguments[1]);
     const TokenVectors values = token_vectors(output);
     const int32_t device = device_of(output);
     require(device >= 0 || values.count * values.columns <= most_values,
             "so many values are left to a call that others need not wait for");
-    run_at<run>(*static_cast<const Ft2Restriction*>(address), values, format_of(output), device);
+    run_at<run>(each, values, format_of(output), device);
   });
-  return used_exchange.boolean(outcome == done);
 }
 
-// The `inputs` are null where only outputs are looked at.
-template <void (*run)(const Checks&, int32_t)>
-int32_t check_at(const Ft2Checks& each, void* outputs, void* inputs) {
-  return refuse_exceptions([&] {
+// With the address of Ft2Checks, a list of outputs and, where these are looked at, one of inputs.
+template <void (*run)(const Checks&, int32_t), bool with_inputs>
+void* builtin_check(void* const* arguments, ptrdiff_t count) {
+  return whether_done([&] {
+    require(count == (with_inputs ? 3 : 2), "an address and lists of tensors are needed");
+    const auto& each = described_at<Ft2Checks>(arguments[0]);
     Checks checks;
     checks.format = static_cast<Format>(each.format);
     checks.flags = each.flags;
     checks.flag_count = each.flag_count;
     checks.roundoffs = each.roundoffs;
     checks.all.reserve(each.count);
-    const ListedTensors put_out(used_exchange, outputs, checks.format, each.device);
-    const ListedTensors given(used_exchange, inputs, checks.format, each.device);
-    const uint32_t tokens = put_out.vectors(0, each.layers[0].columns);
+    const ListedTensors outputs(used_exchange, arguments[1], checks.format, each.device);
+    const uint32_t tokens = outputs.vectors(0, each.layers[0].columns);
     require(tokens > 0 && shares_evenly(tokens, each.flag_count),
             "the tokens of an output must be a multiple of the flags");
     for (uint32_t index = 0; index < each.count; ++index) {
       const Ft2Layer& layer = each.layers[index];
-      Check check{put_out.matrix(index, tokens, layer.columns), {}, layer.against, layer.parts};
-      if (inputs != nullptr) {
-        check.input = given.matrix(index, tokens, layer.inputs);
+      Check check{outputs.matrix(index, tokens, layer.columns), {}, layer.against, layer.parts};
+      if constexpr (with_inputs) {
+        const ListedTensors inputs(used_exchange, arguments[2], checks.format, each.device);
+        check.input = inputs.matrix(index, tokens, layer.inputs);
       } else {
         require(shares_evenly(tokens, layer.parts),
                 "the tokens of an output must be a multiple of the requests");
@@ -144,18 +148,18 @@ int32_t check_at(const Ft2Checks& each, void* outputs, void* inputs) {
 // To be called before all that follow.
 FT2_EXPORT void ft2_use_exchange(const Ft2Exchange* exchange) { ft2::used_exchange = *exchange; }
 
-FT2_EXPORT int32_t ft2_check_bounds(const Ft2Checks* each, void* outputs) {
-  return ft2::check_at<ft2::check_bounds>(*each, outputs, nullptr);
-}
-
-FT2_EXPORT int32_t ft2_check_products(const Ft2Checks* each, void* outputs, void* inputs) {
-  return ft2::check_at<ft2::check_products>(*each, outputs, inputs);
-}
-
 FT2_EXPORT void* ft2_restrict(void*, void* const* arguments, ptrdiff_t count) {
   return ft2::builtin_at<ft2::restrict_values>(arguments, count);
 }
 
 FT2_EXPORT void* ft2_record(void*, void* const* arguments, ptrdiff_t count) {
   return ft2::builtin_at<ft2::record_values>(arguments, count);
+}
+
+FT2_EXPORT void* ft2_check_bounds(void*, void* const* arguments, ptrdiff_t count) {
+  return ft2::builtin_check<ft2::check_bounds, false>(arguments, count);
+}
+
+FT2_EXPORT void* ft2_check_products(void*, void* const* arguments, ptrdiff_t count) {
+  return ft2::builtin_check<ft2::check_products, true>(arguments, count);
 }

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from ft2.native import LibraryStatus, load
+from ft2.native.exchange import exchange
 
 __all__ = ["report"]
 
@@ -46,4 +47,12 @@ def _cuda_device() -> str:
 
 
 def _path(library: LibraryStatus) -> str:
-    return f"native: {library.detail}" if library.active else f"plain torch: {library.detail}"
+    if not library.active:
+        return f"plain torch: {library.detail}"
+    # Without it each call takes several times as long while a model decodes.
+    way = (
+        ""
+        if exchange() is not None
+        else ", by torch's dispatch (it offers no DLPack exchange in C)"
+    )
+    return f"native: {library.detail}{way}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,13 +30,6 @@ __all__ = [
 
 # As in csrc/backend.h.
 _FORMATS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
-
-_ADDRESS, _LIST = ctypes.c_void_p, ctypes.py_object
-# As in csrc/direct.h.
-_ARGUMENTS = {
-    "ft2_check_bounds": (_ADDRESS, _LIST),
-    "ft2_check_products": (_ADDRESS, _LIST, _LIST),
-}
 
 
 class _Restriction(ctypes.Structure):
@@ -214,8 +206,8 @@ class DirectChecks:
         self._held = (list(layers), flags, table, plan)
         self._plan = ctypes.addressof(plan)
         self._count = len(layers)
-        self._check_bounds = _function(library, "ft2_check_bounds")
-        self._check_products = _function(library, "ft2_check_products")
+        self._check_bounds = builtin(library, "ft2_check_bounds")
+        self._check_products = builtin(library, "ft2_check_products")
 
     def check_bounds(self, outputs: list[Tensor]) -> bool:
         """Flag rows with a value outside of its bounds; return whether that was possible.
@@ -237,12 +229,12 @@ class DirectChecks:
         """
         return self._check(self._check_products, outputs, inputs)
 
-    def _check(self, check: Callable[..., int], *tensors: list[Tensor]) -> bool:
-        for each in tensors:
-            # C takes any object there for a tensor.
-            if len(each) != self._count or set(map(type, each)) != {Tensor}:
-                return False
-        return not check(self._plan, *tensors)
+    def _check(self, check: Callable[..., bool], *tensors: list[Tensor]) -> bool:
+        # C takes any object there for a tensor.
+        are_plain = all(
+            len(each) == self._count and set(map(type, each)) == {Tensor} for each in tensors
+        )
+        return are_plain and check(self._plan, *tensors)
 
 
 @functools.cache
@@ -267,10 +259,3 @@ def _library(device: str) -> ctypes.CDLL:
     library = ctypes.PyDLL(found.detail)
     library["ft2_use_exchange"](ctypes.byref(tensors))
     return library
-
-
-def _function(library: ctypes.CDLL, name: str) -> Callable[..., int]:
-    function: Any = library[name]
-    function.argtypes = _ARGUMENTS[name]
-    function.restype = ctypes.c_int32
-    return function

@@ -184,3 +184,11 @@ def test_doctor_tells_versions_and_paths(status: native.NativeStatus) -> None:
     text = doctor.report()
     assert torch.__version__ in text
     assert f"native: {status.cpu.detail}" in text
+
+
+def test_the_doctor_tells_of_a_torch_that_lets_no_c_read_its_tensors(
+    status: native.NativeStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "dispatch" not in doctor.report()
+    monkeypatch.setattr(doctor, "exchange", lambda: None)
+    assert f"{status.cpu.detail}, by torch's dispatch" in doctor.report()
