@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,3 +60,22 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def agrees_with_torch(tmp_path: Path) -> Callable[..., None]:
+    """Fails if a C++ source does not compile beside torch's headers and this library's."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no c++")
+    include = Path(torch.__file__).parent / "include"
+    if not (include / "torch/csrc/stable/c/shim.h").is_file():
+        pytest.skip("this torch came without its headers")
+
+    def agrees(source: str, *flags: str) -> None:
+        (tmp_path / "agreement.cpp").write_text(source)
+        folders = (f"-I{include}", f"-I{_ROOT / 'csrc'}")
+        command = [compiler, "-std=c++20", "-fsyntax-only", *folders, *flags]
+        subprocess.run([*command, tmp_path / "agreement.cpp"], check=True)
+
+    return agrees

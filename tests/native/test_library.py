@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,28 +66,21 @@ def test_no_symbol_of_an_unstable_interface(status: native.NativeStatus) -> None
             assert used <= set(_declared())
 
 
-def test_declarations_agree_with_torch_2_10(tmp_path: Path) -> None:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no c++")
-    include = Path(torch.__file__).parent / "include"
-    if not (include / "torch/csrc/stable/c/shim.h").is_file():
-        pytest.skip("this torch came without its headers")
+def test_declarations_agree_with_torch_2_10(agrees_with_torch: Callable[..., None]) -> None:
     # A C function that is declared twice, differently, does not compile; nor does one that the
     # headers for torch 2.10 do not have.
     uses = "".join(
         f"void* use_{name} = reinterpret_cast<void*>(&{name});\n" for name in _declared()
     )
-    source = tmp_path / "agreement.cpp"
-    source.write_text(
+    agrees_with_torch(
         "#include <type_traits>\n#include <torch/csrc/stable/c/shim.h>\n"
         f"{uses}"
-        f'#include "{_SOURCES / "torch_abi.h"}"\n'
+        '#include "torch_abi.h"\n'
         "static_assert(std::is_same_v<StableIValue, unsigned long>);\n"
-        "static_assert(AOTI_TORCH_SUCCESS == 0);\n"
+        "static_assert(AOTI_TORCH_SUCCESS == 0);\n",
+        "-DUSE_CUDA",
+        f"-DTORCH_TARGET_VERSION={_TORCH_2_10}",
     )
-    command = [compiler, "-std=c++20", "-fsyntax-only", f"-I{include}", "-DUSE_CUDA"]
-    subprocess.run([*command, f"-DTORCH_TARGET_VERSION={_TORCH_2_10}", source], check=True)
 
 
 def _declared() -> list[str]:
@@ -159,6 +153,7 @@ assert native.operations() is None
 def test_a_missing_or_broken_library_is_told_not_raised(tmp_path: Path) -> None:
     program = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from ft2 import doctor, native
 from ft2.native.direct import RestrictionAt
