@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils import _python_dispatch
 
 from ft2.forward import Lane, hears_nothing
 from ft2.native import Operation
@@ -22,9 +23,6 @@ from ft2.protection.learning import Learning
 from ft2.protection.resident import Resident
 
 __all__ = ["ClippingLane"]
-
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracer = torch._C._get_tracing_state
 
 
 class ClippingLane(Lane):
@@ -126,8 +124,9 @@ class ClippingLane(Lane):
         address = self._addresses[seat]
         # Gradients can be turned on within a forward that began without them.
         if address is not None and not output.requires_grad:
-            # What records operations may have begun within the forward, and keeps no address.
-            if type(output) is not Tensor or _dispatch_modes() or _tracer():
+            # A mode may have begun within the forward, and what it records keeps no address. To ask
+            # for a tracer of TorchScript too would take longer, in a step, than to restrict.
+            if type(output) is not Tensor or _python_dispatch._is_in_torch_dispatch_mode:
                 return self._otherwise(self._keys[seat], output)
             directly = self._restrict_directly
             if directly is None or not directly(output, address):

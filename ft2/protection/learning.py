@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils import _python_dispatch
 
 from ft2.forward import holds_rows
-from ft2.native.direct import hears_no_operations
 from ft2.protection.bounds import Key, RequestBounds
 from ft2.protection.resident import Resident
 
@@ -40,7 +40,7 @@ class Learning:
         """Record a layer's output and correct it in place, unless it is not what was expected."""
         if (
             type(output) is not Tensor
-            or not hears_no_operations()
+            or _python_dispatch._is_in_torch_dispatch_mode
             or output.dim() > 3
             or not holds_rows(output, self._rows)
             or output.dtype is not self._dtype
