@@ -6,7 +6,7 @@
 # Run it from the project's root; numbers and logs go to FOLDER. A stage is one of
 #   compiled:ROWS:NEW_TOKENS   overhead.py, SHAPES (the paper's seven models'), compiled
 #   eager:ROWS:NEW_TOKENS      the same in eager mode
-#   answers                    answers.py, compiled
+#   answers                    answers.py, compiled, Llama2-7B
 #   sanitizer                  the native library's tests under compute-sanitizer
 #   tests                      the tests that need a GPU
 # Each combination of rows and tokens is a process of its own: code that torch has compiled for one
@@ -26,7 +26,8 @@ for stage in "$@"; do
   case $what in
     compiled) run="$overhead --compiled --turns 60 --variants alone again ft2 checksums recompute" ;;
     eager) run="$overhead --turns 16" ;;
-    answers) run="python benchmarks/answers.py --device cuda --compiled --json $out/answers.json" ;;
+    answers) run="python benchmarks/answers.py --device cuda --compiled --turns 25 --shapes Llama2-7B
+      --json $out/answers.json" ;;
     sanitizer) run="compute-sanitizer --error-exitcode 9 pytest -q tests/native" ;;
     tests) run="pytest -q tests/native tests/protection/test_cuda.py tests/plugin/test_cuda.py" ;;
     *) echo "no stage is called $stage"; exit 2 ;;
