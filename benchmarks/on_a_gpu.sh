@@ -12,7 +12,7 @@
 # Each combination of rows and tokens is a process of its own: code that torch has compiled for one
 # shape is compiled for any shape when it meets a second one.
 set -u
-[ $# -ge 3 ] || { sed -n '2,12p' "$0"; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,13p' "$0"; exit 2; }
 out=$(realpath -m "$1") limit=$2
 shift 2
 mkdir -p "$out"

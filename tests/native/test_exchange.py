@@ -129,14 +129,19 @@ def test_what_is_refused_stays_as_it_is_and_leaves_no_error(
     assert values.unique().tolist() == [3.0]
 
 
-@pytest.mark.parametrize("arguments", [(), (1,), (3, 4, 5), ("an address",), (0,)])
+_VALUES = torch.full((4, 6), 9.0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), (_VALUES,), (_VALUES, "an address"), (_VALUES, 0), (_VALUES, 4, 5)],
+    ids=["nothing", "a tensor alone", "a text", "no address", "one too many"],
+)
 def test_a_call_without_a_tensor_and_an_address_is_refused(
     operations: Operations, arguments: tuple[Any, ...]
 ) -> None:
-    if len(arguments) == 1:
-        arguments = (torch.full((4, 6), 9.0), *arguments)
-        arguments = arguments if arguments[1] != 1 else arguments[:1]
     assert DirectRestriction("cpu").restrict(*arguments) is False
+    assert _VALUES.unique().tolist() == [9.0]
 
 
 def test_a_torch_without_the_interface_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,6 @@ assert native.operations() is None
 def test_a_missing_or_broken_library_is_told_not_raised(tmp_path: Path) -> None:
     program = """
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from ft2 import doctor, native
 from ft2.native.direct import RestrictionAt
