@@ -32,7 +32,6 @@ recompute
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import multiprocessing
@@ -103,7 +102,7 @@ class _Detecting(Listener):
         tap_in_lane(model, names, self._lane, clock.lanes, sparable(model, names))
 
     def forward_repeats(self, forward: Forward) -> Callable[[], None]:
-        return functools.partial(self._lane.begin, None, forward.rows)
+        return self._lane.repeating(forward.rows)
 
     def forward_started(self, forward: Forward) -> None:
         if not (self._later and forward.is_first_token):

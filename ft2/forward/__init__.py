@@ -8,6 +8,7 @@ from ft2.forward.clock import Clock, request
 from ft2.forward.lane import Lane, hears_nothing, takes_a_seat
 from ft2.forward.review import Reviewer
 from ft2.forward.rows import by_row, fit_tokens, holds_rows
+from ft2.forward.slots import Slots
 from ft2.forward.sparing import sparable
 from ft2.forward.tap import Order, Tap, tap, tap_in_lane
 from ft2.forward.trail import Vectors
@@ -24,6 +25,7 @@ __all__ = [
     "Listener",
     "Order",
     "Reviewer",
+    "Slots",
     "Tap",
     "UndoError",
     "Vectors",

@@ -175,6 +175,8 @@ class Clock:
                     if forward is not None:
                         self.current, self.is_computing = forward, True
                         return self._repeated(known, compiler, module, call, args, kwargs)
+                # Listeners may hold memory for a next step that does not come.
+                known = None
                 return self._announced(compiler, module, call, args, kwargs)
             finally:
                 set_eval_frame(compiler)
@@ -225,6 +227,7 @@ class Clock:
             output = self._reviewed(known.forward, output, compiler, arguments)
         except BaseException as error:
             self._repetition = None
+            known.abandon()
             self._broken(error)
             raise
         finally:

@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ft2.forward.compiled_seats import Wardrobe
 from ft2.forward.disguise import Disguise, undisguised
 from ft2.forward.shortcuts import shortcuts
+from ft2.forward.slots import Slots
 
 __all__ = ["Lane", "Seat", "hears_nothing", "may_be_spared", "seats_of", "takes_a_seat"]
 
@@ -37,19 +38,24 @@ class Lane(ABC):
     is_direct:
         Whether nothing listens that a module's call would tell: global hooks, gradients, tracers.
         Set for each forward; then linear layers are called past the ways of a module's call.
-    keep:
-        Where it is set, it is given the number, input and output of a linear layer that is called
-        so, in place of :meth:`eager`, and the output goes on as it is.
+    slots:
+        Where it is set, linear layers that are called so, in the order of their numbers, leave
+        what they were given and what they computed here, in place of :meth:`eager`, and the output
+        goes on as it is.
     wardrobe:
         What the modules wear.
+    count:
+        How many modules' outputs it has; set with the wardrobe by
+        :func:`ft2.forward.tap_in_lane`.
     """
 
     wardrobe: Wardrobe
+    count: int
 
     # Not the class's: Python 3.12 looks up longer what both an object and its class have.
     def __init__(self) -> None:
         self.is_direct = False
-        self.keep: Callable[[tuple[int, Tensor, Tensor]], None] | None = None
+        self.slots: Slots | None = None
 
     @abstractmethod
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
@@ -180,8 +186,12 @@ def _call_linear(module: Any, *args: Any, **kwargs: Any) -> Any:
             # A spared one, or what else is made of the class that it wears.
             if seat is None:
                 return output
-            if (keep := lane.keep) is not None:
-                keep((seat, hidden, output))
+            slots = lane.slots
+            # One out of turn is the lane's, and so are all that follow one that did not run.
+            if slots is not None and slots.next == seat:
+                slots.next = seat + 1
+                slots.hidden[seat] = hidden
+                slots.outputs[seat] = output
                 return output
             return lane.eager(seat, hidden, output)
     hooks = module._forward_hooks or module._forward_pre_hooks

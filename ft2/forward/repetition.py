@@ -115,6 +115,11 @@ class Repetition:
         """Let go of the cache."""
         self.forward.cache = None
 
+    def abandon(self) -> None:
+        """Let go of what listeners hold for further steps."""
+        # A traceback, which may be kept, keeps this object.
+        self._preparations = ()
+
     def prepare(self) -> None:
         """Have listeners do what they do before the step."""
         for prepare in self._preparations:

@@ -234,6 +234,7 @@ def tap_in_lane(
     """
     seats = seats_of(model, names, spared)
     lane.wardrobe = seats[0].wardrobe
+    lane.count = sum(seat.number is not None for seat in seats)
     lane.wardrobe.mend()
     taps = [
         Tap(module, _OnLane(Order.PROTECT, lane, seat, running))

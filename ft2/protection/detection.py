@@ -1,7 +1,7 @@
 """Detect wrong outputs of projections without changing them, in one launch for all of a step.
 
-The outputs are kept until the forward's end, and checked there: against bounds, against their
-checksums, or both. Reading the flags waits for the device, so it is left to whoever needs them.
+The outputs are kept, and checked at the forward's end: against bounds, against their checksums, or
+both. Reading the flags waits for the device, so it is left to whoever needs them.
 
 The sums of the weights are computed once for each weight. They are kept beside the weight, not as
 one more row of it: so the weight stays the model's own tensor, and the row's product costs one pass
@@ -11,7 +11,8 @@ checks, in several launches for each output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from ft2.forward import Lane, hears_nothing
+from ft2.forward import Lane, Slots, hears_nothing
 from ft2.native import OUTSIDE_BOUNDS, WRONG_SUM, load
 from ft2.native.direct import Checked, DirectChecks, hears_no_operations
 from ft2.native.exchange import exchange
@@ -72,7 +73,7 @@ class Check(Protocol):
         Parameters
         ----------
         seats:
-            The layers that ran, in order.
+            The layers that ran; one that ran twice is there twice.
         hidden, outputs:
             What each was given, and what it computed: (rows, tokens, columns).
         """
@@ -316,10 +317,10 @@ class DetectionLane(Lane):
         self._fitting = 0
         self._vectors = 0
         self._fits = True
-        self._taken: list[Any] = []
         self._seats: list[int] = []
         self._hidden: list[Tensor] = []
         self._outputs: list[Tensor] = []
+        self._in_slots: Slots | None = None
         self._is_checked = False
 
     @property
@@ -330,6 +331,9 @@ class DetectionLane(Lane):
         """
         if not self._is_checked:
             return []
+        slots = self._in_slots
+        if slots is not None:
+            return list(map(Output, slots.seats, slots.hidden, slots.outputs))
         return list(map(Output, self._seats, self._hidden, self._outputs))
 
     def begin(self, checks: Sequence[Check] | None = None, vectors: int = 0) -> None:
@@ -345,6 +349,21 @@ class DetectionLane(Lane):
         """
         if checks is not None:
             self._checks = list(checks)
+        self._begin(vectors, None)
+
+    def repeating(self, vectors: int) -> Callable[[], None]:
+        """Return what begins a forward like the last one, in place of :meth:`begin`.
+
+        As long as it is held, the memory of one forward's inputs and outputs is.
+
+        Parameters
+        ----------
+        vectors:
+            As there.
+        """
+        return functools.partial(self._begin, vectors, Slots(self.count))
+
+    def _begin(self, vectors: int, slots: Slots | None) -> None:
         self._forget()
         self._vectors, self._fits = vectors, True
         self._is_keeping = True
@@ -353,12 +372,12 @@ class DetectionLane(Lane):
             return
         self.is_direct = hears_nothing()
         if self.is_direct and 0 < vectors <= self._fitting and not self._at_once:
-            self.keep = self._taken.extend
+            self.slots = Slots(self.count) if slots is None else slots
+            self.slots.next = 0
 
     def end(self) -> None:
         self._is_keeping = False
         self.is_direct = False
-        self.keep = None
         self._forget()
 
     def eager(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
@@ -375,41 +394,48 @@ class DetectionLane(Lane):
         self._kept += output.numel()
         if self._kept > _MOST_KEPT:
             self._fits = False
-            self._check()
-            self._forget()
+            self._check(self._seats, self._hidden, self._outputs)
+            self._clear()
         return output
 
     def traced(self, seat: int, hidden: Tensor, output: Tensor) -> Tensor:
         return self.eager(seat, hidden, output)
 
     def finish(self) -> None:
-        taken = self._taken
-        if taken:
-            # Others may not have been called directly, before or after these.
-            self._seats += taken[0::3]
-            self._hidden += taken[1::3]
-            self._outputs += taken[2::3]
-            taken.clear()
-        self._check()
+        slots = self.slots
+        if slots is not None and slots.next == self.count and not self._seats:
+            self._in_slots = slots
+            self._check(slots.seats, slots.hidden, slots.outputs)
+            self._is_checked = True
+            return
+        if slots is not None:
+            # Others were not called directly, or not in turn.
+            self._seats += range(slots.next)
+            self._hidden += slots.hidden[: slots.next]
+            self._outputs += slots.outputs[: slots.next]
+        if self._seats:
+            self._check(self._seats, self._hidden, self._outputs)
         if is_compiling():
-            self._forget()
+            self._clear()
             return
         if self._kept and self._fits:
             self._fitting = max(self._fitting, self._vectors)
         self._is_checked = True
 
-    def _check(self) -> None:
-        if self._seats:
-            for check in self._checks:
-                check(self._seats, self._hidden, self._outputs)
+    def _check(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
+        for check in self._checks:
+            check(seats, hidden, outputs)
 
     def _forget(self) -> None:
-        self._taken.clear()
+        self.slots = self._in_slots = None
+        self._is_checked = False
+        self._clear()
+
+    def _clear(self) -> None:
         self._seats.clear()
         self._hidden.clear()
         self._outputs.clear()
         self._kept = 0
-        self._is_checked = False
 
 
 def _one_tensor(sums: list[Tensor]) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -146,8 +146,18 @@ class WatchedLayers:
             checks.append(self._learner)
         self.lane.begin(checks, self._rows * self._tokens)
 
+    def repeating(self) -> Callable[[], None]:
+        """Return what has a further forward checked that is like the last, without bounds."""
+        begin = self.lane.repeating(self._rows * self._tokens)
+
+        def prepare() -> None:
+            self._is_settled = False
+            begin()
+
+        return prepare
+
     def again(self) -> None:
-        """Check the same forward once more, or one that is like it."""
+        """Check the same forward once more."""
         self._is_settled = False
         if self._learner is not None:
             self._learner.reset()

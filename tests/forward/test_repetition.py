@@ -151,6 +151,46 @@ def test_no_cache_is_held_between_steps() -> None:
         assert gone() is None
 
 
+class _Holding(Listener):
+    """Notes in each forward which of the preparations for further steps there still are."""
+
+    def __init__(self, model: Any) -> None:
+        self.held: list[weakref.ref[Callable[[], None]]] = []
+        self.alive: list[int] = []
+        self._clock = Clock.listen(model, self)
+        model.model.layers[0].register_forward_pre_hook(self._note)
+
+    def _note(self, module: Any, given: Any) -> None:
+        self.alive.append(sum(each() is not None for each in self.held))
+
+    def forward_repeats(self, forward: Forward) -> Callable[[], None]:
+        def prepare() -> None:
+            pass
+
+        self.held.append(weakref.ref(prepare))
+        return prepare
+
+
+def test_what_is_held_for_a_next_step_is_gone_when_another_forward_comes() -> None:
+    model = tiny_model("llama")
+    holding = _Holding(model)
+    with ft2.request(model):
+        cache = _decode(model, 3)
+        model(_PROMPT, past_key_values=cache)
+    assert holding.alive == [0, 0, 1, 1, 0]
+
+
+def test_what_is_held_for_a_next_step_is_gone_when_an_error_is_kept() -> None:
+    model = tiny_model("llama")
+    holding = _Holding(model)
+    with ft2.request(model):
+        cache = _decode(model, 3)
+        with pytest.raises(IndexError) as error:
+            model(_TOKEN + 10_000, past_key_values=cache)
+        assert error.traceback
+        assert [each() for each in holding.held] == [None]
+
+
 def test_a_protected_answer_and_its_counts_are_the_same_step_by_step() -> None:
     # Bounds of scale 1 are left all the time.
     model: Any = tiny_model("llama")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import StoppingCriteria
 
 import ft2
 from ft2 import native
 from ft2.forward import Clock, Forward, Listener, tap_in_lane
+from ft2.protection import detection
 from ft2.protection.detection import BoundsCheck, ChecksumCheck, DetectionLane, summed_weight
 from tests.protection.watch import generate, prompts
 from tests.tiny_models import tiny_model
@@ -142,3 +149,161 @@ def test_checksums_of_groups_of_columns_sum_to_that_of_all() -> None:
 def test_checksums_refuse_a_type_they_have_no_tolerance_for() -> None:
     with pytest.raises(ValueError, match="fp16, bf16 and fp32"):
         ChecksumCheck([nn.Linear(2, 2, dtype=torch.float64)], torch.zeros(1, dtype=torch.uint8))
+
+
+class _Noting:
+    """A check that notes what it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def __call__(self, seats: list[int], hidden: list[Tensor], outputs: list[Tensor]) -> None:
+        self.seen += zip(seats, hidden, outputs, strict=True)
+
+
+_LAYERS = 3
+
+
+@contextmanager
+def _laned(check: Any) -> Generator[tuple[list[nn.Linear], DetectionLane], None, None]:
+    """Linear layers in a lane that knows how many outputs of one token there are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(_LAYERS)))
+    lane = DetectionLane([check])
+    taps = tap_in_lane(model, [str(seat) for seat in range(_LAYERS)], lane, [])
+    lane.begin(None, 1)
+    model(torch.randn(1, 4))
+    lane.finish()
+    lane.end()
+    try:
+        yield list(model), lane  # type: ignore[arg-type]
+    finally:
+        for each in taps:
+            each.remove()
+
+
+_STEPS = st.lists(
+    st.one_of(
+        st.just(list(range(_LAYERS))),
+        st.lists(st.integers(0, _LAYERS - 1), max_size=2 * _LAYERS),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(steps=_STEPS, repeats=st.booleans(), most=st.sampled_from([4, 8, 1000]))
+def test_each_run_of_a_layer_is_checked_once_in_its_step_in_whatever_order_layers_run(
+    steps: list[list[int]], repeats: bool, most: int
+) -> None:
+    noting = _Noting()
+    with torch.no_grad(), _laned(noting) as (layers, lane), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detection, "_MOST_KEPT", most)
+        begin = lane.repeating(1) if repeats else functools.partial(lane.begin, None, 1)
+        for step in steps:
+            begin()
+            noting.seen.clear()
+            ran = []
+            for seat in step:
+                hidden = torch.randn(1, 4)
+                ran.append((seat, hidden, layers[seat](hidden)))
+            lane.finish()
+            seen = [(seat, id(one), id(other)) for seat, one, other in noting.seen]
+            assert sorted(seen) == sorted((seat, id(one), id(other)) for seat, one, other in ran)
+            outputs = [(each.seat, id(each.hidden), id(each.values)) for each in lane.outputs]
+            assert outputs == (seen if most == 1000 else seen[len(seen) - len(outputs) :])
+            lane.end()
+            assert lane.outputs == []
+
+
+def test_what_a_step_left_goes_layer_by_layer_as_the_next_one_runs() -> None:
+    with torch.no_grad(), _laned(lambda *_: None) as (layers, lane):
+        begin = lane.repeating(1)
+        begin()
+        left = [weakref.ref(layer(torch.randn(1, 4))) for layer in layers]
+        lane.finish()
+        lane.end()
+        begin()
+        for ran, layer in enumerate(layers):
+            layer(torch.randn(1, 4))
+            assert [each() is None for each in left] == [at <= ran for at in range(_LAYERS)]
+        last = [weakref.ref(each) for each in lane.slots.outputs] if lane.slots else []
+        assert len(last) == _LAYERS
+        lane.finish()
+        lane.end()
+        assert None not in [each() for each in last]
+        del begin
+        assert {each() for each in last} == {None}
+
+
+class _Kept:
+    """Notes what a protection keeps of the outputs of a ``generate``, step by step.
+
+    Attributes
+    ----------
+    steps:
+        What each step kept.
+    at_the_next:
+        How much of that was there when the next step was checked.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[list[weakref.ref[Tensor]]] = []
+        self.at_the_next: list[int] = []
+        finish = DetectionLane.finish
+
+        def noting(lane: DetectionLane) -> None:
+            finish(lane)
+            self.at_the_next += [self.alive(step) for step in self.steps[-1:]]
+            self.steps.append([weakref.ref(each.values) for each in lane.outputs])
+
+        monkeypatch.setattr(DetectionLane, "finish", noting)
+
+    @staticmethod
+    def alive(step: list[weakref.ref[Tensor]]) -> int:
+        """How many of a step's outputs are there."""
+        return sum(each() is not None for each in step)
+
+
+class _Between(StoppingCriteria):
+    """Calls something after each step."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __call__(self, ids: Tensor, scores: Tensor, **_: Any) -> Any:
+        self._call()
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+
+def test_steps_that_repeat_give_their_outputs_back_one_by_one_and_all_when_generate_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama")
+    layers = len(ft2.projections(model))
+    kept = _Kept(monkeypatch)
+    between: list[int] = []
+    note = _Between(lambda: between.append(kept.alive(kept.steps[-1])))
+    with ft2.protect(model, "ft2-recompute"):
+        generate(model, prompts(2), max_new_tokens=6, stopping_criteria=[note])
+        assert [len(each) for each in kept.steps] == [layers] * 6
+        # The first token and the step after it are told in full.
+        assert between == [0, 0] + [layers] * 4
+        assert kept.at_the_next == [0] * 5
+        assert [kept.alive(each) for each in kept.steps] == [0] * 6
+
+
+def test_nothing_is_left_of_outputs_when_generate_is_broken_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama")
+    kept = _Kept(monkeypatch)
+
+    def break_off() -> None:
+        if len(kept.steps) == 4:
+            raise KeyboardInterrupt
+
+    with ft2.protect(model, "ft2-recompute"):
+        with pytest.raises(KeyboardInterrupt):
+            generate(model, prompts(2), max_new_tokens=6, stopping_criteria=[_Between(break_off)])
+        assert [kept.alive(each) for each in kept.steps] == [0] * 4

@@ -196,14 +196,16 @@ class RecomputePolicy(Policy, Reviewer):
         if _caches(forward) != [forward.cache] or LengthRecord.of(forward.cache) is None:
             return None
 
+        each_begins = [watched.repeating() for watched in self._watched]
+
         def prepare() -> None:
             self._refuse_autocast()
             cache, tokens = self._clock.forward.cache, self._clock.forward.tokens
             # Its layers may be others than a step before.
             self._record = LengthRecord.of(cache) or CacheRecord([cache], tokens)
             self._random = RandomStates(self._device)
-            for watched in self._watched:
-                watched.again()
+            for begin in each_begins:
+                begin()
 
         return prepare
 
