@@ -320,7 +320,6 @@ class DetectionLane(Lane):
         self._seats: list[int] = []
         self._hidden: list[Tensor] = []
         self._outputs: list[Tensor] = []
-        self._in_slots: Slots | None = None
         self._is_checked = False
 
     @property
@@ -331,7 +330,7 @@ class DetectionLane(Lane):
         """
         if not self._is_checked:
             return []
-        slots = self._in_slots
+        slots = self.slots
         if slots is not None:
             return list(map(Output, slots.seats, slots.hidden, slots.outputs))
         return list(map(Output, self._seats, self._hidden, self._outputs))
@@ -404,7 +403,6 @@ class DetectionLane(Lane):
     def finish(self) -> None:
         slots = self.slots
         if slots is not None and slots.next == self.count and not self._seats:
-            self._in_slots = slots
             self._check(slots.seats, slots.hidden, slots.outputs)
             self._is_checked = True
             return
@@ -413,6 +411,7 @@ class DetectionLane(Lane):
             self._seats += range(slots.next)
             self._hidden += slots.hidden[: slots.next]
             self._outputs += slots.outputs[: slots.next]
+            self.slots = None
         if self._seats:
             self._check(self._seats, self._hidden, self._outputs)
         if is_compiling():
@@ -427,7 +426,7 @@ class DetectionLane(Lane):
             check(seats, hidden, outputs)
 
     def _forget(self) -> None:
-        self.slots = self._in_slots = None
+        self.slots = None
         self._is_checked = False
         self._clear()
 

@@ -195,8 +195,7 @@ class RecomputePolicy(Policy, Reviewer):
             return None
         if _caches(forward) != [forward.cache] or LengthRecord.of(forward.cache) is None:
             return None
-
-        each_begins = [watched.repeating() for watched in self._watched]
+        preparations = [watched.repeating() for watched in self._watched]
 
         def prepare() -> None:
             self._refuse_autocast()
@@ -204,8 +203,8 @@ class RecomputePolicy(Policy, Reviewer):
             # Its layers may be others than a step before.
             self._record = LengthRecord.of(cache) or CacheRecord([cache], tokens)
             self._random = RandomStates(self._device)
-            for begin in each_begins:
-                begin()
+            for ready in preparations:
+                ready()
 
         return prepare
 
